@@ -1,0 +1,1 @@
+"""Circuit relay v2: messages, admission, limits, vouchers, server and client."""

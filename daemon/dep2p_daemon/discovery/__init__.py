@@ -1,0 +1,1 @@
+"""Finding addresses: DNS, and later bootstrap, relays and mDNS."""

@@ -1,0 +1,1 @@
+"""Keys, peer ids, signed envelopes and peer records."""

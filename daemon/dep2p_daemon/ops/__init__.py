@@ -1,0 +1,1 @@
+"""Configuration, logging, the state store and sd_notify."""

@@ -1,0 +1,1 @@
+"""Small protocols every node speaks: identify, ping, echo, perf."""

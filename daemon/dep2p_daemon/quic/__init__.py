@@ -1,0 +1,1 @@
+"""QUIC v1 with libp2p TLS: our driver of aioquic."""

@@ -1,0 +1,1 @@
+"""The gRPC API: thin servicers over the rooms, roles and error mapping."""

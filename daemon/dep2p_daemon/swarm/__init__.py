@@ -1,0 +1,1 @@
+"""Connections, streams, dialling, the protocol registry and the peerstore."""

@@ -1,0 +1,1 @@
+"""TCP, Noise and Yamux: listener, dialer and the upgrade of any byte channel."""

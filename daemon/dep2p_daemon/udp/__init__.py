@@ -1,0 +1,1 @@
+"""The batched UDP socket and its demultiplexer."""

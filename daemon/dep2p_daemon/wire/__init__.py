@@ -1,0 +1,1 @@
+"""Varint framing and the generated libp2p messages. No I/O."""
