@@ -1,0 +1,66 @@
+"""docs/acceptance.md names only tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ACCEPTANCE = ROOT / "docs" / "acceptance.md"
+TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?(?:::(\w+))?`")
+
+
+def named_tests(text: str) -> list[tuple[str, tuple[str, ...]]]:
+    return [
+        (match[1], tuple(part for part in match.groups()[1:] if part))
+        for match in TEST_NAME.finditer(text)
+    ]
+
+
+def missing(path: str, parts: tuple[str, ...]) -> str | None:
+    file = ROOT / path
+    if not file.is_file():
+        return f"{path} does not exist"
+    body: list[ast.stmt] = ast.parse(file.read_text()).body
+    for part in parts:
+        for node in body:
+            if (
+                isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                and node.name == part
+            ):
+                body = node.body
+                break
+        else:
+            return f"{path} has no {'::'.join(parts)}"
+    return None
+
+
+def test_every_named_test_exists() -> None:
+    names = named_tests(ACCEPTANCE.read_text())
+    assert len(names) > 30, "the table lost its rows"
+    assert [problem for name in names if (problem := missing(*name))] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "| x | `tests/unit/test_acceptance.py::test_that_nobody_wrote` |",
+        "| x | `tests/unit/test_nothing.py` |",
+    ],
+)
+def test_a_name_that_does_not_exist_is_noticed(text: str) -> None:
+    (name,) = named_tests(text)
+    assert missing(*name)
+
+
+def test_every_row_shows_something() -> None:
+    rows = [
+        line
+        for line in ACCEPTANCE.read_text().splitlines()
+        if line.startswith("|") and not re.match(r"\|[ -]*\|[ -]*\|", line)
+    ]
+    shown = re.compile(r"`(tests/|make |\.ci/run|bench/|dep2p)")
+    assert [row for row in rows if not shown.search(row) and "---" not in row][1:] == []
