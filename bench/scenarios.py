@@ -1,0 +1,257 @@
+"""The scenarios: what is started, what is driven through the API, what is read from /proc."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import dep2p
+from bench.processes import BIN, DaemonProcess, environment
+from bench.report import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+GB = 1e9
+RUNS = 3
+BULK = 200_000_000
+"""Bytes of one bulk sample: some seconds on QUIC."""
+ECHO = "/dep2p/echo/1.0.0"
+SINK = "/bench/sink/1.0.0"
+
+PEER = "[perf]\nenabled = true\n"
+RELAY = (
+    "[relay_server]\n"
+    "max_reservations = 2000\nmax_reservations_per_ip = 2000\nmax_circuits = 200\n"
+    "max_circuits_per_source = 100\nmax_circuits_per_target = 100\nrate = 0\n"
+    "[limits]\nmax_connections = 4000\nmax_inbound_connections = 4000\n"
+)
+LOOPBACK = ("--listen=127.0.0.1", "--port=0")
+
+
+def peer(name: str) -> DaemonProcess:
+    """An ordinary node that serves perf."""
+    return DaemonProcess(name, *LOOPBACK, config=PEER)
+
+
+def relay() -> DaemonProcess:
+    """A relay with its limits raised."""
+    return DaemonProcess("relay", *LOOPBACK, "--preset=relay", config=RELAY)
+
+
+async def bulk(node: dep2p.Node, target: str, size: int) -> None:
+    """Upload `size` bytes by /perf/1.0.0."""
+    async for report in node.measure_throughput(target, upload_bytes=size):
+        if report.final and report.uploaded_bytes != size:
+            raise RuntimeError(f"{report.uploaded_bytes} of {size} bytes arrived")
+
+
+async def direct(transport: str, at_most: float, size: int) -> list[Figure]:
+    """CPU of both daemons for one bulk stream."""
+    sender = Figure(f"direct {transport}, /perf, sending daemon", "s/GB", at_most=at_most)
+    receiver = Figure(f"direct {transport}, /perf, receiving daemon", "s/GB", at_most=at_most)
+    speed = Figure(f"direct {transport}, /perf, throughput", "MB/s")
+    async with peer("a") as a, peer("b") as b, dep2p.connect(a.socket) as node:
+        await node.dial(b.address(transport))
+        await bulk(node, b.peer_id, size // 10)
+        for _ in range(RUNS):
+            cpu_a, cpu_b, start = a.usage.cpu_seconds, b.usage.cpu_seconds, time.monotonic()
+            await bulk(node, b.peer_id, size)
+            speed.samples.append(size / 1e6 / (time.monotonic() - start))
+            sender.samples.append((a.usage.cpu_seconds - cpu_a) / size * GB)
+            receiver.samples.append((b.usage.cpu_seconds - cpu_b) / size * GB)
+    return [sender, receiver, speed]
+
+
+async def direct_quic() -> list[Figure]:
+    """Direct QUIC by /perf."""
+    return await direct("quic-v1", 20, BULK)
+
+
+async def direct_tcp() -> list[Figure]:
+    """Direct TCP by /perf."""
+    return await direct("tcp", 3, 4 * BULK)
+
+
+async def open_stream_bulk() -> list[Figure]:
+    """The same bytes through OpenStream and Listen: what the API adds."""
+    sender = Figure("OpenStream over direct quic-v1, sending daemon", "s/GB")
+    receiver = Figure("OpenStream over direct quic-v1, receiving daemon", "s/GB")
+    client = Figure("OpenStream over direct quic-v1, both Python clients in one process", "s/GB")
+    async with (
+        peer("a") as a,
+        peer("b") as b,
+        dep2p.connect(a.socket) as node_a,
+        dep2p.connect(b.socket) as node_b,
+    ):
+        await node_a.dial(b.address("quic-v1"))
+        chunk = bytes(256 * 1024)
+
+        async def sink(listener: dep2p.Listener) -> None:
+            stream = await anext(aiter(listener))
+            async with stream:
+                while await stream.read():
+                    pass
+
+        for _ in range(RUNS):
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            own = usage.ru_utime + usage.ru_stime
+            cpu_a, cpu_b = a.usage.cpu_seconds, b.usage.cpu_seconds
+            async with node_b.listen(SINK) as listener, asyncio.TaskGroup() as group:
+                received = group.create_task(sink(listener))
+                async with await node_a.open_stream(b.peer_id, [SINK]) as stream:
+                    for _ in range(BULK // len(chunk)):
+                        await stream.write(chunk)
+                    await stream.close_write()
+                    await received
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            client.samples.append((usage.ru_utime + usage.ru_stime - own) / BULK * GB)
+            sender.samples.append((a.usage.cpu_seconds - cpu_a) / BULK * GB)
+            receiver.samples.append((b.usage.cpu_seconds - cpu_b) / BULK * GB)
+    return [sender, receiver, client]
+
+
+async def circuit(transport: str, at_most: float, size: int) -> list[Figure]:
+    """CPU of a relay that carries one bulk stream circuit."""
+    figure = Figure(f"stream circuit over {transport}, relay", "s/GB", at_most=at_most)
+    speed = Figure(f"stream circuit over {transport}, throughput", "MB/s")
+    async with (
+        relay() as r,
+        peer("a") as a,
+        peer("b") as b,
+        dep2p.connect(a.socket) as node_a,
+        dep2p.connect(b.socket) as node_b,
+    ):
+        await node_b.connect_relay(r.address(transport))
+        target = f"{r.address(transport)}/p2p-circuit/p2p/{b.peer_id}"
+        await node_a.dial(target, policy="relayed")
+        await bulk(node_a, b.peer_id, size // 10)
+        for _ in range(RUNS):
+            cpu, start = r.usage.cpu_seconds, time.monotonic()
+            await bulk(node_a, b.peer_id, size)
+            speed.samples.append(size / 1e6 / (time.monotonic() - start))
+            figure.samples.append((r.usage.cpu_seconds - cpu) / size * GB)
+    return [figure, speed]
+
+
+async def circuit_quic() -> list[Figure]:
+    """A stream circuit between QUIC connections."""
+    return await circuit("quic-v1", 40, BULK // 2)
+
+
+async def circuit_tcp() -> list[Figure]:
+    """A stream circuit between TCP connections."""
+    return await circuit("tcp", 4, 2 * BULK)
+
+
+async def circuit_setup() -> list[Figure]:
+    """50 circuits in turn, from Dial to connected."""
+    figure = Figure("circuit set-up over quic-v1, p50 of 50, Dial to Connected", "ms", at_most=40)
+    async with (
+        relay() as r,
+        peer("a") as a,
+        peer("b") as b,
+        dep2p.connect(a.socket) as node_a,
+        dep2p.connect(b.socket) as node_b,
+    ):
+        await node_b.connect_relay(r.address("quic-v1"))
+        target = f"{r.address('quic-v1')}/p2p-circuit/p2p/{b.peer_id}"
+        await node_a.dial(r.address("quic-v1"))
+        for _ in range(50):
+            start = time.perf_counter()
+            await node_a.dial(target, policy="relayed")
+            figure.samples.append((time.perf_counter() - start) * 1e3)
+            await node_a.disconnect(b.peer_id)
+    return [figure]
+
+
+async def idle_reservations() -> list[Figure]:
+    """A relay that holds 500 reservations of 500 identities, and does nothing else."""
+    memory = Figure("relay with 500 reservations, memory", "MB", at_most=200)
+    idle = Figure("relay with 500 reservations, CPU when idle", "% of a core", at_most=5)
+    async with relay() as r:
+        generator = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "bench.reservations",
+            r.address("quic-v1"),
+            "500",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment(),
+        )
+        assert generator.stdin is not None
+        assert generator.stdout is not None
+        try:
+            async with asyncio.timeout(300):
+                if await generator.stdout.readline() != b"ready\n":
+                    raise RuntimeError("the generator of reservations failed")
+            async with dep2p.connect(r.socket) as node:
+                held = (await node.get_node()).reservation_count
+            if held != 500:
+                raise RuntimeError(f"{held} reservations are held")
+            memory.samples.append(r.usage.resident_bytes / 1e6)
+            for _ in range(RUNS):
+                before = r.usage.cpu_seconds
+                await asyncio.sleep(20)
+                idle.samples.append((r.usage.cpu_seconds - before) / 20 * 100)
+        finally:
+            generator.stdin.close()
+            await generator.wait()
+    return [memory, idle]
+
+
+async def start_up() -> list[Figure]:
+    """How long a person waits."""
+    ready = Figure("dep2pd start to ready", "s", at_most=1.2)
+    command = Figure("dep2pctl id", "s", at_most=0.4)
+    for _ in range(5):
+        async with peer("a") as a:
+            ready.samples.append(a.ready_seconds)
+            start = time.monotonic()
+            process = await asyncio.create_subprocess_exec(
+                str(BIN / "dep2pctl"),
+                f"--socket={a.socket}",
+                "id",
+                stdout=asyncio.subprocess.DEVNULL,
+                env=environment(),
+            )
+            if await process.wait():
+                raise RuntimeError("dep2pctl id failed")
+            command.samples.append(time.monotonic() - start)
+    return [ready, command]
+
+
+async def echo_latency() -> list[Figure]:
+    """OpenStream's echo of 32 bytes over a local connection."""
+    figure = Figure("OpenStream echo of 32 bytes, direct quic-v1, p50", "ms", at_most=3)
+    async with AsyncExitStack() as stack:
+        a, b = [await stack.enter_async_context(peer(name)) for name in "ab"]
+        node = await stack.enter_async_context(dep2p.connect(a.socket))
+        await node.dial(b.address("quic-v1"))
+        async with await node.open_stream(b.peer_id, [ECHO]) as stream:
+            for _ in range(500):
+                start = time.perf_counter()
+                await stream.write(b"x" * 32)
+                received = 0
+                while received < 32:
+                    received += len(await stream.read())
+                figure.samples.append((time.perf_counter() - start) * 1e3)
+    return [figure]
+
+
+SCENARIOS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
+    "direct-quic": direct_quic,
+    "open-stream": open_stream_bulk,
+    "direct-tcp": direct_tcp,
+    "circuit-quic": circuit_quic,
+    "circuit-tcp": circuit_tcp,
+    "circuit-setup": circuit_setup,
+    "reservations": idle_reservations,
+    "start-up": start_up,
+    "echo": echo_latency,
+}
