@@ -1,0 +1,195 @@
+"""A js-libp2p node in a process of its own, driven by JSON lines (`js/peer.mjs`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tests.requires import require_tool, unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+JS_DIRECTORY = Path(__file__).parent / "js"
+CALL_SECONDS = 40.0
+"""More than the node's own deadlines, so that its error arrives rather than ours."""
+STOP_SECONDS = 10.0
+MAX_LINE_BYTES = 1024 * 1024
+LISTEN = {"quic": "/ip4/127.0.0.1/udp/0/quic-v1", "tcp": "/ip4/127.0.0.1/tcp/0"}
+RELAY_LIMITS = {"reservations": 64, "data_bytes": 1 << 30, "duration_ms": 3_600_000}
+"""js-libp2p's own are 128 KiB and two minutes. It counts milliseconds, announces them as
+seconds, and counts both directions into one volume."""
+
+Json = dict[str, Any]
+
+
+def installed() -> str:
+    """Return node's path; install the locked packages once if they are not there."""
+    node = require_tool("node")
+    if not (JS_DIRECTORY / "node_modules" / "libp2p").is_dir():
+        npm = require_tool("npm")
+        done = subprocess.run(
+            [npm, "ci"], cwd=JS_DIRECTORY, capture_output=True, text=True, timeout=300, check=False
+        )
+        if done.returncode:
+            unavailable(f"npm ci failed in {JS_DIRECTORY}: {done.stderr[-2000:]}")
+    return node
+
+
+class JsError(Exception):
+    """The js node answered with an error."""
+
+
+class JsPeer:
+    """One js-libp2p node; an async context manager starts it and ends it by its pid."""
+
+    def __init__(
+        self,
+        *,
+        transports: Sequence[str],
+        reserve_at: str | None = None,
+        relay_server: Json | None = None,
+        listen: bool = True,
+    ) -> None:
+        self._transports = tuple(transports)
+        self._relay_server = relay_server
+        self._listen = [LISTEN[name] for name in transports] if listen else []
+        if reserve_at is not None:
+            self._listen.append(f"{reserve_at}/p2p-circuit")
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._events: list[Json] = []
+        self._changed = asyncio.Condition()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __aexit__
+        self._process: asyncio.subprocess.Process
+        self._reader: asyncio.Task[None]
+        self.peer_id = ""
+        self.addresses: tuple[str, ...] = ()
+
+    async def __aenter__(self) -> Self:
+        node = await asyncio.to_thread(installed)
+        self._process = await asyncio.create_subprocess_exec(
+            node,
+            "peer.mjs",
+            cwd=JS_DIRECTORY,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self._log,
+            limit=MAX_LINE_BYTES,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+        self._reader = asyncio.create_task(self._read())
+        try:
+            started = await self.call(
+                "start",
+                transports=self._transports,
+                listen=self._listen,
+                relay_server=self._relay_server,
+            )
+        except BaseException:
+            await self._end()
+            raise
+        self.peer_id = started["peer_id"]
+        self.addresses = tuple(started["addresses"])
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        """Close its stdin, which ends it in order; kill it by its pid if that takes too long."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        await self._reader
+        self._log.close()
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            message: Json = json.loads(line)
+            if "event" in message:
+                async with self._changed:
+                    self._events.append(message)
+                    self._changed.notify_all()
+                continue
+            answer = self._answers.pop(message["id"], None)
+            if answer is None or answer.done():
+                continue
+            if "error" in message:
+                error = message["error"]
+                answer.set_exception(JsError(f"{error['name']}: {error['message']}"))
+            else:
+                answer.set_result(message["result"])
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(JsError(f"the js node ended\n{self.log()}"))
+
+    def log(self) -> str:
+        """The tail of its stderr; run with DEBUG=libp2p:* in the environment to see more."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-4000:]
+
+    async def call(self, command: str, **arguments: object) -> Any:
+        """Send one command and return its result. Raises JsError."""
+        number = next(self._ids)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        request = {"id": number, "command": command, **arguments}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        await self._process.stdin.drain()
+        async with asyncio.timeout(CALL_SECONDS):
+            return await answer
+
+    async def event(self, name: str, matches: Callable[[Json], bool] = lambda _: True) -> Json:
+        """Return the first event of that name that `matches`, past ones included."""
+
+        def found() -> Json | None:
+            for event in self._events:
+                if event["event"] == name and matches(event):
+                    return event
+            return None
+
+        async with asyncio.timeout(CALL_SECONDS), self._changed:
+            await self._changed.wait_for(lambda: found() is not None)
+        event = found()
+        assert event is not None
+        return event
+
+    async def identified(self, peer_id: str) -> Json:
+        """What the identify that js ran by itself on a new connection told about `peer_id`."""
+        return await self.event("peer:identify", lambda event: event["peer_id"] == peer_id)
+
+    async def served(self, protocol: str) -> Json:
+        """How the first stream that `protocol`'s behaviour served went."""
+        return await self.event("served", lambda event: event["protocol"] == protocol)
+
+    def address(self, transport: str) -> str:
+        """Its loopback address over "quic" or "tcp", with /p2p."""
+        part = {"quic": "/quic-v1/", "tcp": "/tcp/"}[transport]
+        for address in self.addresses:
+            if part in address and "p2p-circuit" not in address:
+                return address
+        raise AssertionError(f"no {transport} address among {self.addresses}")
+
+    def circuit_address(self, transport: str) -> str:
+        """The address under which peers reach it through the relay it reserved at."""
+        part = {"quic": "/quic-v1/", "tcp": "/tcp/"}[transport]
+        for address in self.addresses:
+            if part in address and "/p2p-circuit" in address:
+                return address
+        raise AssertionError(f"no circuit address among {self.addresses}")
