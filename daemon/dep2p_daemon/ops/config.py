@@ -1,0 +1,207 @@
+"""The daemon's configuration: TOML file, then environment, then flags; validated as a whole.
+
+`config_load.load_config` is what the programs call; tests may build `Config(node={...})`. The
+rooms know nothing of this module: `daemon.py` turns a `Config` into their settings.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import override
+
+from dep2p_daemon.multiaddr import Multiaddr
+from dep2p_daemon.ops.config_layers import sources_of
+from dep2p_daemon.ops.config_values import (
+    AbsolutePath,
+    AnnouncedAddress,
+    Bytes,
+    ListenAddress,
+    PeerAddress,
+    RelayAddress,
+    Seconds,
+    SocketPath,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Preset = Literal["desktop", "server", "relay"]
+LogFormat = Literal["console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def default_data_dir(env: Mapping[str, str], uid: int) -> Path:
+    """`/var/lib/dep2p` for root, else `$XDG_STATE_HOME/dep2p` (`~/.local/state/dep2p`)."""
+    if uid == 0:
+        return Path("/var/lib/dep2p")
+    state = env.get("XDG_STATE_HOME") or f"{env.get('HOME', '')}/.local/state"
+    return Path(state) / "dep2p"
+
+
+def default_socket(env: Mapping[str, str], uid: int) -> Path:
+    """`/run/dep2p/dep2pd.sock` for root, else `$XDG_RUNTIME_DIR/dep2p/dep2pd.sock`."""
+    if uid == 0:
+        return Path("/run/dep2p/dep2pd.sock")
+    return Path(env.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}") / "dep2p" / "dep2pd.sock"
+
+
+class Section(BaseModel):
+    """A table of the file. Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class NodeSection(Section):
+    """Who this node is and where it listens."""
+
+    preset: Preset = Field(
+        "desktop",
+        description="What the machine is: desktop (behind a NAT, any free port), server (a fixed "
+        "port), relay (a fixed port, and relays for others).",
+    )
+    data_dir: AbsolutePath = Field(
+        default_factory=lambda: default_data_dir(os.environ, os.getuid()),
+        description="Directory of the node key and the state; made with mode 0700.",
+    )
+    port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="UDP and TCP port on all interfaces while `listen` is empty; 0: any free one.",
+    )
+    listen: tuple[ListenAddress, ...] = Field(
+        (),
+        description="Exact addresses to listen on, instead of all interfaces on `port`.",
+    )
+    announce: tuple[AnnouncedAddress, ...] = Field(
+        (),
+        description="Public addresses to tell peers, where the machine cannot know them (a cloud's "
+        "1:1 NAT).",
+    )
+    bootstrap: tuple[PeerAddress, ...] = Field(
+        (), description="Peers to connect to at start, with /p2p/PEER_ID or as /dnsaddr."
+    )
+
+
+class RelayServerSection(Section):
+    """What this node does for others as a relay. Reaching a limit is told to both ends."""
+
+    enabled: bool = Field(False, description="Relay for others.")
+    max_reservations: int = Field(128, ge=0, description="Reservations held at once.")
+    max_reservations_per_ip: int = Field(
+        8, ge=0, description="Reservations held at once from one IP address."
+    )
+    reservation_ttl: Seconds = Field(
+        3600.0, ge=60, description="Life of a reservation that is not refreshed."
+    )
+    max_circuits: int = Field(100, ge=0, description="Circuits open at once.")
+    max_circuits_per_source: int = Field(
+        5, ge=0, description="Circuits open at once from one dialling peer."
+    )
+    max_circuits_per_target: int = Field(
+        50, ge=0, description="Circuits open at once to one dialled peer."
+    )
+    circuit_rate: Bytes = Field(
+        10_000_000,
+        ge=0,
+        description="Bytes per second of one circuit, both directions together; more is slowed "
+        "down. 0: no limit.",
+    )
+    circuit_duration: Seconds = Field(
+        0.0, ge=0, description="Life of a circuit, after which it is reset. 0: no limit."
+    )
+    circuit_data: Bytes = Field(
+        0,
+        ge=0,
+        description="Bytes of a circuit in each direction, after which it is reset. 0: no limit.",
+    )
+
+
+class PerfSection(Section):
+    """libp2p's throughput measurement, /perf/1.0.0."""
+
+    server: bool = Field(
+        False,
+        description="Serve it: any connected peer may then move as much data as it likes.",
+    )
+
+
+class LogSection(Section):
+    """Log lines, on standard error."""
+
+    format: LogFormat = Field("console", description="console for people, json for collectors.")
+    level: LogLevel = Field("info", description="debug shows each step of a dial.")
+
+
+class Config(BaseSettings):
+    """All settings. Frozen.
+
+    Keyword arguments are the highest source; the preset's values stand under them. The file, the
+    environment and the flags come in through `config_load.load_config` only.
+    """
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    socket: SocketPath = Field(
+        default_factory=lambda: default_socket(os.environ, os.getuid()),
+        description="Unix socket of the API; made with mode 0600.",
+    )
+    relays: tuple[RelayAddress, ...] = Field(
+        (),
+        description="Relays to hold a reservation at, with their /p2p/PEER_ID.",
+    )
+    node: NodeSection = Field(default_factory=NodeSection)
+    relay_server: RelayServerSection = RelayServerSection()
+    perf: PerfSection = PerfSection()
+    log: LogSection = LogSection()
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return sources_of(settings_cls, init_settings)
+
+    def set_sources(self, sources: Mapping[str, str]) -> None:
+        """Remember where each value came from; called once, by whoever read them."""
+        self._sources.update(sources)
+
+    def source(self, key: str) -> str:
+        """Where the value of a dotted key comes from: a file, a variable, a flag, a preset."""
+        return self._sources.get(key, "default")
+
+    @property
+    def key_path(self) -> Path:
+        """File of the node key."""
+        return self.node.data_dir / "node.key"
+
+    @property
+    def peerstore_path(self) -> Path:
+        """SQLite file of the peerstore."""
+        return self.node.data_dir / "peerstore.sqlite"
+
+    @property
+    def listen_addresses(self) -> tuple[Multiaddr, ...]:
+        """What must be listened on; UDP first, so that TCP can take the same port number."""
+        return self.node.listen or _all_interfaces("0.0.0.0", self.node.port)
+
+    @property
+    def optional_listen_addresses(self) -> tuple[Multiaddr, ...]:
+        """What is listened on where the machine has it: IPv6, unless `node.listen` is set."""
+        return () if self.node.listen else _all_interfaces("::", self.node.port)
+
+
+def _all_interfaces(host: str, port: int) -> tuple[Multiaddr, ...]:
+    return (Multiaddr.for_udp(host, port), Multiaddr.for_tcp(host, port))

@@ -1,0 +1,95 @@
+"""The layers a configuration is made of, as pydantic-settings sources.
+
+A layer maps dotted keys to raw values and remembers where each one was written, so that a
+complaint and `dep2pd config show` can name it. Under all layers lie the preset's values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic.fields import FieldInfo
+
+DEFAULT_PORT: Final = 4001
+"""Port of the presets server and relay: libp2p's usual one."""
+
+PRESETS: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
+    "desktop": {"node": {"port": 0}, "relay_server": {"enabled": False}},
+    "server": {"node": {"port": DEFAULT_PORT}, "relay_server": {"enabled": False}},
+    "relay": {"node": {"port": DEFAULT_PORT}, "relay_server": {"enabled": True}},
+}
+"""What a preset sets: section, name, value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A raw value and where it was written."""
+
+    value: object
+    source: str
+
+
+Layer = dict[str, Origin]
+
+
+def origins(layers: Sequence[Layer], preset: str) -> dict[str, str]:
+    """Dotted key to the source that decides it; the first layer wins."""
+    decided = {
+        f"{section}.{name}": f"preset {preset}"
+        for section, values in PRESETS[preset].items()
+        for name in values
+    }
+    for layer in reversed(layers):
+        decided.update({key: origin.source for key, origin in layer.items()})
+    return decided
+
+
+def sources_of(
+    settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource
+) -> tuple[PydanticBaseSettingsSource, ...]:
+    """The sources of a `Config`: its keyword arguments, or the argument `layers`; the preset."""
+    layers: Sequence[Layer] | None = init_settings().get("layers")
+    preset = _PresetSource(settings_cls)
+    if layers is None:
+        return (init_settings, preset)
+    return (*(_LayerSource(settings_cls, layer) for layer in layers), preset)
+
+
+class _LayerSource(PydanticBaseSettingsSource):
+    """One layer, nested as the classes are."""
+
+    def __init__(self, settings_cls: type[BaseSettings], layer: Layer) -> None:
+        super().__init__(settings_cls)
+        self._layer = layer
+
+    @override
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    @override
+    def __call__(self) -> dict[str, Any]:
+        nested: dict[str, Any] = {}
+        for key, origin in self._layer.items():
+            section, _, name = key.rpartition(".")
+            (nested.setdefault(section, {}) if section else nested)[name] = origin.value
+        return nested
+
+
+class _PresetSource(PydanticBaseSettingsSource):
+    """The values of the preset that the sources above chose."""
+
+    @override
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    @override
+    def __call__(self) -> dict[str, Any]:
+        preset = self.current_state.get("node", {}).get("preset", "desktop")
+        return {section: dict(values) for section, values in PRESETS.get(preset, {}).items()}

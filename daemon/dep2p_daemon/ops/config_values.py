@@ -1,0 +1,137 @@
+"""The types of configuration values: parsed once, rejected with what to write instead."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+
+from pydantic import BeforeValidator, PlainSerializer
+from pydantic_core import PydanticCustomError
+
+from dep2p_daemon.errors import Dep2pError
+from dep2p_daemon.multiaddr import Multiaddr, parse_relay_address
+from dep2p_daemon.ops.config_units import parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""`sun_path` of Linux is 108 bytes with its NUL."""
+
+_LISTEN_FORM: Final = "write /ip4/0.0.0.0/udp/4001/quic-v1, /ip6/::/tcp/4001 and the like"
+_ANNOUNCE_FORM: Final = (
+    "write this machine's public address, such as /ip4/203.0.113.10/udp/4001/quic-v1"
+)
+_PEER_FORM: Final = (
+    "write /ip4/203.0.113.10/udp/4001/quic-v1/p2p/12D3KooW... or /dnsaddr/example.com"
+)
+
+T = TypeVar("T")
+
+
+class Rejected(ValueError):
+    """A value is wrong; `remedy` says what to write."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+def _validator(parse: Callable[[object], T]) -> BeforeValidator:
+    """Let pydantic collect the errors of `parse` together with their remedies."""
+
+    def validate(value: object) -> T:
+        try:
+            return parse(value)
+        except Rejected as error:
+            raise _collected(str(error), error.remedy) from error
+        except Dep2pError as error:
+            raise _collected(error.message, error.remedy) from error
+
+    return BeforeValidator(validate)
+
+
+def _collected(message: str, remedy: str) -> PydanticCustomError:
+    return PydanticCustomError("rejected", "{message}", {"message": message, "remedy": remedy})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Rejected("is not a text", 'write it in double quotes: "..."')
+    return value
+
+
+def _multiaddr(value: object) -> Multiaddr:
+    return value if isinstance(value, Multiaddr) else Multiaddr.parse(_text(value))
+
+
+def _listen_address(value: object) -> Multiaddr:
+    address = _multiaddr(value)
+    if address.transport not in ("quic-v1", "tcp") or address.ip is None:
+        raise Rejected("is no address that can be listened on", _LISTEN_FORM)
+    if address.peer_id is not None:
+        raise Rejected("ends in /p2p, which is no part of a listen address", _LISTEN_FORM)
+    return address
+
+
+def _announced_address(value: object) -> Multiaddr:
+    address = _multiaddr(value)
+    if address.is_circuit or address.peer_id is not None:
+        raise Rejected("has /p2p or /p2p-circuit, which the daemon appends itself", _ANNOUNCE_FORM)
+    if address.is_unspecified:
+        raise Rejected("is not an address that anybody can dial", _ANNOUNCE_FORM)
+    return address
+
+
+def _relay_address(value: object) -> Multiaddr:
+    return value if isinstance(value, Multiaddr) else parse_relay_address(_text(value))
+
+
+def _peer_address(value: object) -> Multiaddr:
+    address = _multiaddr(value)
+    if address.peer_id is None and "dnsaddr" not in address.protocols:
+        raise Rejected("names no peer", _PEER_FORM)
+    return address
+
+
+def _path(value: object) -> Path:
+    path = (value if isinstance(value, Path) else Path(_text(value))).expanduser()
+    if not path.is_absolute():
+        raise Rejected("is a relative path", f"write {Path.cwd() / path}")
+    return path
+
+
+def _socket_path(value: object) -> Path:
+    path = _path(value)
+    if (length := len(os.fsencode(path))) > MAX_SOCKET_PATH_BYTES:
+        raise Rejected(
+            f"is {length} bytes long, and a unix socket's path has at most {MAX_SOCKET_PATH_BYTES}",
+            "use a shorter path, such as /tmp/dep2pd.sock",
+        )
+    return path
+
+
+def _duration(value: object) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise Rejected("is not a duration", str(error)) from error
+
+
+def _size(value: object) -> int:
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise Rejected("is not a byte count", str(error)) from error
+
+
+_AS_TEXT: Final = PlainSerializer(str)
+ListenAddress = Annotated[Multiaddr, _validator(_listen_address), _AS_TEXT]
+AnnouncedAddress = Annotated[Multiaddr, _validator(_announced_address), _AS_TEXT]
+RelayAddress = Annotated[Multiaddr, _validator(_relay_address), _AS_TEXT]
+PeerAddress = Annotated[Multiaddr, _validator(_peer_address), _AS_TEXT]
+AbsolutePath = Annotated[Path, _validator(_path)]
+SocketPath = Annotated[Path, _validator(_socket_path)]
+Seconds = Annotated[float, _validator(_duration)]
+Bytes = Annotated[int, _validator(_size)]
