@@ -74,6 +74,18 @@ class NotFoundError(LocalError):
     default_reason = "NOT_FOUND"
 
 
+class AlreadyExistsError(LocalError):
+    """The name is taken: somebody else serves this protocol, or has made this thing."""
+
+    default_reason = "ALREADY_EXISTS"
+
+
+class PermissionDeniedError(LocalError):
+    """The caller of the API may not do this."""
+
+    default_reason = "PERMISSION_DENIED"
+
+
 class PreconditionError(LocalError):
     """The daemon is not in the state that the call needs."""
 

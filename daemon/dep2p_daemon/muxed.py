@@ -158,7 +158,11 @@ class ReceiveBuffer:
         return dropped
 
     async def read(self, max_bytes: int) -> bytes:
-        """Return 1..`max_bytes` bytes, or b"" at the end. One reader at a time."""
+        """Return what is buffered, 1..`max_bytes` bytes, or b"" at the end.
+
+        One reader at a time. What arrived in many packets comes out as one piece, so that a
+        reader that passes it on does so once.
+        """
         while not self._chunks:
             if self._error is not None:
                 raise self._error
@@ -172,6 +176,12 @@ class ReceiveBuffer:
             finally:
                 self._waiter = None
         chunk = self._chunks.popleft()
+        if len(chunk) < max_bytes and self._chunks:
+            pieces, length = [chunk], len(chunk)
+            while self._chunks and length < max_bytes:
+                pieces.append(self._chunks.popleft())
+                length += len(pieces[-1])
+            chunk = b"".join(pieces)
         if len(chunk) > max_bytes:
             self._chunks.appendleft(chunk[max_bytes:])
             chunk = chunk[:max_bytes]
