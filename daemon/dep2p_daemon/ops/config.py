@@ -20,7 +20,7 @@ from dep2p_daemon.ops.config_values import (
     AbsolutePath,
     AnnouncedAddress,
     Bytes,
-    ListenAddress,
+    ListenOn,
     PeerAddress,
     RelayAddress,
     Seconds,
@@ -72,11 +72,12 @@ class NodeSection(Section):
         0,
         ge=0,
         le=65535,
-        description="UDP and TCP port on all interfaces while `listen` is empty; 0: any free one.",
+        description="UDP and TCP port to listen on; 0: any free one.",
     )
-    listen: tuple[ListenAddress, ...] = Field(
+    listen: tuple[ListenOn, ...] = Field(
         (),
-        description="Exact addresses to listen on, instead of all interfaces on `port`.",
+        description="IP addresses (with UDP and TCP on `port`) or full multiaddrs to listen on, "
+        "instead of all interfaces.",
     )
     announce: tuple[AnnouncedAddress, ...] = Field(
         (),
@@ -106,11 +107,16 @@ class RelayServerSection(Section):
     max_circuits_per_target: int = Field(
         50, ge=0, description="Circuits open at once to one dialled peer."
     )
-    circuit_rate: Bytes = Field(
+    rate: Bytes = Field(
         10_000_000,
         ge=0,
-        description="Bytes per second of one circuit, both directions together; more is slowed "
-        "down. 0: no limit.",
+        description="Bytes per second between one pair of peers, both directions and all their "
+        "circuits together; more is slowed down. 0: no limit.",
+    )
+    total_rate: Bytes = Field(
+        0,
+        ge=0,
+        description="Bytes per second of all circuits together, shared fairly. 0: no limit.",
     )
     circuit_duration: Seconds = Field(
         0.0, ge=0, description="Life of a circuit, after which it is reset. 0: no limit."
@@ -122,12 +128,31 @@ class RelayServerSection(Section):
     )
 
 
+class LimitsSection(Section):
+    """What peers may take of this machine, whoever they are."""
+
+    max_connections: int = Field(4096, ge=1, description="Connections open at once.")
+    max_inbound_connections: int = Field(
+        3584, ge=0, description="Connections open at once that peers made."
+    )
+    max_connections_per_peer: int = Field(
+        8, ge=1, description="Connections open at once with one peer."
+    )
+    max_inbound_streams: int = Field(
+        8192, ge=1, description="Streams open at once that peers opened, on all connections."
+    )
+    max_inbound_streams_per_connection: int = Field(
+        256, ge=1, description="Streams open at once that the peer opened, on one connection."
+    )
+
+
 class PerfSection(Section):
     """libp2p's throughput measurement, /perf/1.0.0."""
 
-    server: bool = Field(
+    enabled: bool = Field(
         False,
-        description="Serve it: any connected peer may then move as much data as it likes.",
+        description="Serve it: any connected peer may then move as much data as it likes. "
+        "Measuring needs it at the other end only.",
     )
 
 
@@ -157,6 +182,7 @@ class Config(BaseSettings):
     )
     node: NodeSection = Field(default_factory=NodeSection)
     relay_server: RelayServerSection = RelayServerSection()
+    limits: LimitsSection = LimitsSection()
     perf: PerfSection = PerfSection()
     log: LogSection = LogSection()
 
@@ -194,14 +220,24 @@ class Config(BaseSettings):
 
     @property
     def listen_addresses(self) -> tuple[Multiaddr, ...]:
-        """What must be listened on; UDP first, so that TCP can take the same port number."""
-        return self.node.listen or _all_interfaces("0.0.0.0", self.node.port)
+        """What must be listened on; of a host, UDP first, so that TCP can take the same port."""
+        if not self.node.listen:
+            return _both_transports("0.0.0.0", self.node.port)
+        return tuple(
+            address
+            for entry in self.node.listen
+            for address in (
+                (entry,)
+                if isinstance(entry, Multiaddr)
+                else _both_transports(str(entry), self.node.port)
+            )
+        )
 
     @property
     def optional_listen_addresses(self) -> tuple[Multiaddr, ...]:
         """What is listened on where the machine has it: IPv6, unless `node.listen` is set."""
-        return () if self.node.listen else _all_interfaces("::", self.node.port)
+        return () if self.node.listen else _both_transports("::", self.node.port)
 
 
-def _all_interfaces(host: str, port: int) -> tuple[Multiaddr, ...]:
+def _both_transports(host: str, port: int) -> tuple[Multiaddr, ...]:
     return (Multiaddr.for_udp(host, port), Multiaddr.for_tcp(host, port))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ValidationError
 
 from dep2p_daemon.errors import ConfigError
+from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.ops.config import Config, default_data_dir, default_socket
 from dep2p_daemon.ops.config_layers import Layer, Origin, origins
 
@@ -95,7 +96,7 @@ def load_config(
     except ValidationError as error:
         problems.extend(_problem(details, layers) for details in error.errors())
     if config is not None:
-        problems.extend(_contradictions(layers))
+        problems.extend(_contradictions(config, layers))
     if config is None or problems:
         raise _config_error(problems)
     config.set_sources(origins(layers, config.node.preset))
@@ -188,25 +189,39 @@ def _problem(details: ErrorDetails, layers: Sequence[Layer]) -> Problem:
     context = details.get("ctx", {})
     message, remedy = details["msg"], context.get("remedy")
     if remedy is None:
-        message, remedy = "is not allowed", _sentence(message)
+        message, remedy = "is not allowed", _instruction(message)
     return Problem(f"{key} = {details['input']!r}{where}", message, remedy)
 
 
-def _sentence(message: str) -> str:
-    """Pydantic's "Input should be ..." as an instruction."""
-    return message.replace("Input should be", "use").replace("Input", "the value")
+def _instruction(message: str) -> str:
+    """Pydantic's "Input should be ..." as what to do."""
+    wanted = message.removeprefix("Input should be ").partition(",")[0]
+    if wanted.startswith(("greater", "less")):
+        return f"write a number {wanted}"
+    if message.startswith("Input should be a valid list"):
+        return 'write a list: ["...", "..."]'
+    if wanted == "a valid boolean":
+        return "write true or false"
+    return f"write {message.removeprefix('Input should be ')}"
 
 
-def _contradictions(layers: Sequence[Layer]) -> Iterator[Problem]:
+def _contradictions(config: Config, layers: Sequence[Layer]) -> Iterator[Problem]:
     """Settings that are right by themselves and not together."""
     given: Layer = {}
     for layer in reversed(layers):
         given.update(layer)
-    if given.get("node.listen", Origin((), "")).value and "node.port" in given:
+    exact = [isinstance(entry, Multiaddr) for entry in config.node.listen]
+    if exact and all(exact) and "node.port" in given:
         yield Problem(
             f"node.port = {given['node.port'].value!r} ({given['node.port'].source})",
             f"has no effect beside node.listen ({given['node.listen'].source})",
-            "give one of the two; the addresses of node.listen have their own ports",
+            "leave it out (the addresses have ports of their own), or listen on IP addresses",
+        )
+    if config.limits.max_inbound_connections > config.limits.max_connections:
+        yield Problem(
+            f"limits.max_inbound_connections = {config.limits.max_inbound_connections}",
+            f"is more than limits.max_connections = {config.limits.max_connections}",
+            "raise limits.max_connections too, or lower this one",
         )
 
 

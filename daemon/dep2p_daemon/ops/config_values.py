@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer
 from pydantic_core import PydanticCustomError
@@ -19,13 +20,18 @@ if TYPE_CHECKING:
 MAX_SOCKET_PATH_BYTES: Final = 107
 """`sun_path` of Linux is 108 bytes with its NUL."""
 
-_LISTEN_FORM: Final = "write /ip4/0.0.0.0/udp/4001/quic-v1, /ip6/::/tcp/4001 and the like"
+_LISTEN_FORM: Final = (
+    "write an IP address such as 127.0.0.1, or /ip4/0.0.0.0/udp/4001/quic-v1, /ip6/::/tcp/4001 "
+    "and the like"
+)
 _ANNOUNCE_FORM: Final = (
     "write this machine's public address, such as /ip4/203.0.113.10/udp/4001/quic-v1"
 )
 _PEER_FORM: Final = (
     "write /ip4/203.0.113.10/udp/4001/quic-v1/p2p/12D3KooW... or /dnsaddr/example.com"
 )
+
+IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 T = TypeVar("T")
 
@@ -66,7 +72,12 @@ def _multiaddr(value: object) -> Multiaddr:
     return value if isinstance(value, Multiaddr) else Multiaddr.parse(_text(value))
 
 
-def _listen_address(value: object) -> Multiaddr:
+def _listen_on(value: object) -> Multiaddr | IpAddress:
+    if isinstance(value, str) and not value.startswith("/"):
+        try:
+            return ipaddress.ip_address(value)
+        except ValueError as error:
+            raise Rejected("is neither an IP address nor a multiaddr", _LISTEN_FORM) from error
     address = _multiaddr(value)
     if address.transport not in ("quic-v1", "tcp") or address.ip is None:
         raise Rejected("is no address that can be listened on", _LISTEN_FORM)
@@ -127,7 +138,7 @@ def _size(value: object) -> int:
 
 
 _AS_TEXT: Final = PlainSerializer(str)
-ListenAddress = Annotated[Multiaddr, _validator(_listen_address), _AS_TEXT]
+ListenOn = Annotated[Multiaddr | IpAddress, _validator(_listen_on), _AS_TEXT]
 AnnouncedAddress = Annotated[Multiaddr, _validator(_announced_address), _AS_TEXT]
 RelayAddress = Annotated[Multiaddr, _validator(_relay_address), _AS_TEXT]
 PeerAddress = Annotated[Multiaddr, _validator(_peer_address), _AS_TEXT]
