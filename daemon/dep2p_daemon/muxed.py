@@ -176,15 +176,17 @@ class ReceiveBuffer:
             finally:
                 self._waiter = None
         chunk = self._chunks.popleft()
-        if len(chunk) < max_bytes and self._chunks:
-            pieces, length = [chunk], len(chunk)
-            while self._chunks and length < max_bytes:
+        length = len(chunk)
+        if length > max_bytes:
+            self._chunks.appendleft(chunk[max_bytes:])
+            chunk = chunk[:max_bytes]
+        elif self._chunks and length + len(self._chunks[0]) <= max_bytes:
+            # Whole chunks only: cutting one costs a copy of what is left of it.
+            pieces = [chunk]
+            while self._chunks and length + len(self._chunks[0]) <= max_bytes:
                 pieces.append(self._chunks.popleft())
                 length += len(pieces[-1])
             chunk = b"".join(pieces)
-        if len(chunk) > max_bytes:
-            self._chunks.appendleft(chunk[max_bytes:])
-            chunk = chunk[:max_bytes]
         self.size -= len(chunk)
         self._on_consumed(len(chunk))
         return chunk
