@@ -66,6 +66,7 @@ def load_config(
     path: Path | None = None,
     env: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Config:
     """Read file, environment and flags and validate the whole.
 
@@ -73,6 +74,7 @@ def load_config(
         path: the TOML file; None means the default one, which may be absent.
         env: the environment; None means the process'.
         flags: dotted key to value, for what was given on the command line.
+        defaults: the same, for what the program prefers to the usual defaults.
 
     Raises:
         ConfigError: names every problem: key, value, source and remedy.
@@ -85,6 +87,7 @@ def load_config(
         {key: Origin(value, f"flag {_flag(key)}") for key, value in flags.items()},
         _env_layer(env, problems),
         _file_layer(path, env, uid, problems),
+        {key: Origin(value, "default") for key, value in (defaults or {}).items()},
         {
             "node.data_dir": Origin(default_data_dir(env, uid), "default"),
             "socket": Origin(default_socket(env, uid), "default"),

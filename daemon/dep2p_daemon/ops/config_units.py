@@ -51,17 +51,19 @@ def parse_size(value: object) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest text that `parse_duration` reads back as `seconds`."""
+    """A text that `parse_duration` reads back as `seconds`, to the nanosecond."""
     for unit in ("d", "h", "m", "s"):
         count = seconds / _DURATION_UNITS[unit]
         if count >= 1 and count == int(count):
             return f"{int(count)}{unit}"
-    milliseconds = seconds * 1000
-    return f"{int(milliseconds)}ms" if milliseconds == int(milliseconds) else f"{seconds:g}s"
+    milliseconds = round(seconds * 1000, 6)
+    if milliseconds == int(milliseconds):
+        return f"{int(milliseconds)}ms"
+    return f"{seconds:.9f}".rstrip("0") + "s"
 
 
 def format_size(size: int) -> str:
-    """The shortest text that `parse_size` reads back as `size`."""
+    """A text that `parse_size` reads back as `size`."""
     for unit, text in (
         ("GIB", "GiB"),
         ("GB", "GB"),
