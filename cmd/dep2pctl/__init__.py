@@ -1,0 +1,1 @@
+"""The command line of the daemon: a client of its public API and of nothing else."""
