@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from dep2p.v1 import peer_pb2 as dep2p_dot_v1_dot_peer__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64\x65p2p/v1/stream_service.proto\x12\x08\x64\x65p2p.v1\x1a\x13\x64\x65p2p/v1/peer.proto\"\x1b\n\x0bResetStream\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\"\x0b\n\tStreamEnd\"p\n\nStreamInfo\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12&\n\tdirection\x18\x02 \x01(\x0e\x32\x13.dep2p.v1.Direction\x12(\n\nconnection\x18\x03 \x01(\x0b\x32\x14.dep2p.v1.Connection\"\xc6\x01\n\x11OpenStreamRequest\x12\x30\n\x04open\x18\x01 \x01(\x0b\x32 .dep2p.v1.OpenStreamRequest.OpenH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12&\n\x05reset\x18\x03 \x01(\x0b\x32\x15.dep2p.v1.ResetStreamH\x00\x1a<\n\x04Open\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x11\n\tprotocols\x18\x02 \x03(\t\x12\x13\n\x0b\x64irect_only\x18\x03 \x01(\x08\x42\t\n\x07message\"{\n\x12OpenStreamResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.StreamInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.dep2p.v1.StreamEndH\x00\x42\t\n\x07message\"8\n\rListenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x15\n\rallowed_peers\x18\x02 \x03(\t\"\xe5\x01\n\x0eListenResponse\x12\x37\n\tlistening\x18\x01 \x01(\x0b\x32\".dep2p.v1.ListenResponse.ListeningH\x00\x12/\n\x05offer\x18\x02 \x01(\x0b\x32\x1e.dep2p.v1.ListenResponse.OfferH\x00\x1a?\n\x05Offer\x12\x10\n\x08offer_id\x18\x01 \x01(\t\x12$\n\x06stream\x18\x02 \x01(\x0b\x32\x14.dep2p.v1.StreamInfo\x1a\x1d\n\tListening\x12\x10\n\x08protocol\x18\x01 \x01(\tB\t\n\x07message\"\xac\x01\n\x13\x41\x63\x63\x65ptStreamRequest\x12\x36\n\x06\x61\x63\x63\x65pt\x18\x01 \x01(\x0b\x32$.dep2p.v1.AcceptStreamRequest.AcceptH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12&\n\x05reset\x18\x03 \x01(\x0b\x32\x15.dep2p.v1.ResetStreamH\x00\x1a\x1a\n\x06\x41\x63\x63\x65pt\x12\x10\n\x08offer_id\x18\x01 \x01(\tB\t\n\x07message\"\x7f\n\x14\x41\x63\x63\x65ptStreamResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.StreamInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.dep2p.v1.StreamEndH\x00\x42\t\n\x07message2\xee\x01\n\rStreamService\x12K\n\nOpenStream\x12\x1b.dep2p.v1.OpenStreamRequest\x1a\x1c.dep2p.v1.OpenStreamResponse(\x01\x30\x01\x12=\n\x06Listen\x12\x17.dep2p.v1.ListenRequest\x1a\x18.dep2p.v1.ListenResponse0\x01\x12Q\n\x0c\x41\x63\x63\x65ptStream\x12\x1d.dep2p.v1.AcceptStreamRequest\x1a\x1e.dep2p.v1.AcceptStreamResponse(\x01\x30\x01\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64\x65p2p/v1/stream_service.proto\x12\x08\x64\x65p2p.v1\x1a\x13\x64\x65p2p/v1/peer.proto\x1a\x1egoogle/protobuf/duration.proto\"\x1b\n\x0bResetStream\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\"\x0b\n\tStreamEnd\"\x1b\n\x0bStopReading\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\"p\n\nStreamInfo\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12&\n\tdirection\x18\x02 \x01(\x0e\x32\x13.dep2p.v1.Direction\x12(\n\nconnection\x18\x03 \x01(\x0b\x32\x14.dep2p.v1.Connection\"\xc5\x02\n\x11OpenStreamRequest\x12\x30\n\x04open\x18\x01 \x01(\x0b\x32 .dep2p.v1.OpenStreamRequest.OpenH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12&\n\x05reset\x18\x03 \x01(\x0b\x32\x15.dep2p.v1.ResetStreamH\x00\x12\"\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x13.dep2p.v1.StreamEndH\x00\x12-\n\x0cstop_reading\x18\x05 \x01(\x0b\x32\x15.dep2p.v1.StopReadingH\x00\x1ah\n\x04Open\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x11\n\tprotocols\x18\x02 \x03(\t\x12\x13\n\x0b\x64irect_only\x18\x03 \x01(\x08\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07message\"{\n\x12OpenStreamResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.StreamInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.dep2p.v1.StreamEndH\x00\x42\t\n\x07message\"8\n\rListenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x15\n\rallowed_peers\x18\x02 \x03(\t\"\xe5\x01\n\x0eListenResponse\x12\x37\n\tlistening\x18\x01 \x01(\x0b\x32\".dep2p.v1.ListenResponse.ListeningH\x00\x12/\n\x05offer\x18\x02 \x01(\x0b\x32\x1e.dep2p.v1.ListenResponse.OfferH\x00\x1a?\n\x05Offer\x12\x10\n\x08offer_id\x18\x01 \x01(\t\x12$\n\x06stream\x18\x02 \x01(\x0b\x32\x14.dep2p.v1.StreamInfo\x1a\x1d\n\tListening\x12\x10\n\x08protocol\x18\x01 \x01(\tB\t\n\x07message\"\xff\x01\n\x13\x41\x63\x63\x65ptStreamRequest\x12\x36\n\x06\x61\x63\x63\x65pt\x18\x01 \x01(\x0b\x32$.dep2p.v1.AcceptStreamRequest.AcceptH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12&\n\x05reset\x18\x03 \x01(\x0b\x32\x15.dep2p.v1.ResetStreamH\x00\x12\"\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x13.dep2p.v1.StreamEndH\x00\x12-\n\x0cstop_reading\x18\x05 \x01(\x0b\x32\x15.dep2p.v1.StopReadingH\x00\x1a\x1a\n\x06\x41\x63\x63\x65pt\x12\x10\n\x08offer_id\x18\x01 \x01(\tB\t\n\x07message\"\x7f\n\x14\x41\x63\x63\x65ptStreamResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.StreamInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.dep2p.v1.StreamEndH\x00\x42\t\n\x07message2\xee\x01\n\rStreamService\x12K\n\nOpenStream\x12\x1b.dep2p.v1.OpenStreamRequest\x1a\x1c.dep2p.v1.OpenStreamResponse(\x01\x30\x01\x12=\n\x06Listen\x12\x17.dep2p.v1.ListenRequest\x1a\x18.dep2p.v1.ListenResponse0\x01\x12Q\n\x0c\x41\x63\x63\x65ptStream\x12\x1d.dep2p.v1.AcceptStreamRequest\x1a\x1e.dep2p.v1.AcceptStreamResponse(\x01\x30\x01\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +34,34 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dep2p.v1.stream_service_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1'
-  _globals['_RESETSTREAM']._serialized_start=64
-  _globals['_RESETSTREAM']._serialized_end=91
-  _globals['_STREAMEND']._serialized_start=93
-  _globals['_STREAMEND']._serialized_end=104
-  _globals['_STREAMINFO']._serialized_start=106
-  _globals['_STREAMINFO']._serialized_end=218
-  _globals['_OPENSTREAMREQUEST']._serialized_start=221
-  _globals['_OPENSTREAMREQUEST']._serialized_end=419
-  _globals['_OPENSTREAMREQUEST_OPEN']._serialized_start=348
-  _globals['_OPENSTREAMREQUEST_OPEN']._serialized_end=408
-  _globals['_OPENSTREAMRESPONSE']._serialized_start=421
-  _globals['_OPENSTREAMRESPONSE']._serialized_end=544
-  _globals['_LISTENREQUEST']._serialized_start=546
-  _globals['_LISTENREQUEST']._serialized_end=602
-  _globals['_LISTENRESPONSE']._serialized_start=605
-  _globals['_LISTENRESPONSE']._serialized_end=834
-  _globals['_LISTENRESPONSE_OFFER']._serialized_start=729
-  _globals['_LISTENRESPONSE_OFFER']._serialized_end=792
-  _globals['_LISTENRESPONSE_LISTENING']._serialized_start=794
-  _globals['_LISTENRESPONSE_LISTENING']._serialized_end=823
-  _globals['_ACCEPTSTREAMREQUEST']._serialized_start=837
-  _globals['_ACCEPTSTREAMREQUEST']._serialized_end=1009
-  _globals['_ACCEPTSTREAMREQUEST_ACCEPT']._serialized_start=972
-  _globals['_ACCEPTSTREAMREQUEST_ACCEPT']._serialized_end=998
-  _globals['_ACCEPTSTREAMRESPONSE']._serialized_start=1011
-  _globals['_ACCEPTSTREAMRESPONSE']._serialized_end=1138
-  _globals['_STREAMSERVICE']._serialized_start=1141
-  _globals['_STREAMSERVICE']._serialized_end=1379
+  _globals['_RESETSTREAM']._serialized_start=96
+  _globals['_RESETSTREAM']._serialized_end=123
+  _globals['_STREAMEND']._serialized_start=125
+  _globals['_STREAMEND']._serialized_end=136
+  _globals['_STOPREADING']._serialized_start=138
+  _globals['_STOPREADING']._serialized_end=165
+  _globals['_STREAMINFO']._serialized_start=167
+  _globals['_STREAMINFO']._serialized_end=279
+  _globals['_OPENSTREAMREQUEST']._serialized_start=282
+  _globals['_OPENSTREAMREQUEST']._serialized_end=607
+  _globals['_OPENSTREAMREQUEST_OPEN']._serialized_start=492
+  _globals['_OPENSTREAMREQUEST_OPEN']._serialized_end=596
+  _globals['_OPENSTREAMRESPONSE']._serialized_start=609
+  _globals['_OPENSTREAMRESPONSE']._serialized_end=732
+  _globals['_LISTENREQUEST']._serialized_start=734
+  _globals['_LISTENREQUEST']._serialized_end=790
+  _globals['_LISTENRESPONSE']._serialized_start=793
+  _globals['_LISTENRESPONSE']._serialized_end=1022
+  _globals['_LISTENRESPONSE_OFFER']._serialized_start=917
+  _globals['_LISTENRESPONSE_OFFER']._serialized_end=980
+  _globals['_LISTENRESPONSE_LISTENING']._serialized_start=982
+  _globals['_LISTENRESPONSE_LISTENING']._serialized_end=1011
+  _globals['_ACCEPTSTREAMREQUEST']._serialized_start=1025
+  _globals['_ACCEPTSTREAMREQUEST']._serialized_end=1280
+  _globals['_ACCEPTSTREAMREQUEST_ACCEPT']._serialized_start=1243
+  _globals['_ACCEPTSTREAMREQUEST_ACCEPT']._serialized_end=1269
+  _globals['_ACCEPTSTREAMRESPONSE']._serialized_start=1282
+  _globals['_ACCEPTSTREAMRESPONSE']._serialized_end=1409
+  _globals['_STREAMSERVICE']._serialized_start=1412
+  _globals['_STREAMSERVICE']._serialized_end=1650
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from dep2p.v1 import peer_pb2 as _peer_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
@@ -45,7 +46,7 @@ Global___ResetStream: _TypeAlias = ResetStream  # noqa: Y015
 
 @_typing.final
 class StreamEnd(_message.Message):
-    """StreamEnd says that the peer closed its half."""
+    """StreamEnd closes a half: no more data will come from whoever says it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -59,6 +60,30 @@ class StreamEnd(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamEnd: _TypeAlias = StreamEnd  # noqa: Y015
+
+@_typing.final
+class StopReading(_message.Message):
+    """StopReading says that no more of the peer's data is wanted; what still comes is
+    dropped. It leaves our half open.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """code is told to the peer where the transport can (QUIC does, yamux cannot)."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopReading: _TypeAlias = StopReading  # noqa: Y015
 
 @_typing.final
 class StreamInfo(_message.Message):
@@ -107,6 +132,7 @@ class OpenStreamRequest(_message.Message):
         PEER_FIELD_NUMBER: _builtins.int
         PROTOCOLS_FIELD_NUMBER: _builtins.int
         DIRECT_ONLY_FIELD_NUMBER: _builtins.int
+        TIMEOUT_FIELD_NUMBER: _builtins.int
         peer: _builtins.str
         """peer is a peer id or a multiaddr."""
         direct_only: _builtins.bool
@@ -115,22 +141,31 @@ class OpenStreamRequest(_message.Message):
         def protocols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """protocols are the protocol ids to propose, best first."""
 
+        @_builtins.property
+        def timeout(self) -> _duration_pb2.Duration:
+            """timeout is for the opening alone, with its dial; absent means 30 seconds,
+            120 are the most. (The call's own deadline is the whole stream's.)
+            """
+
         def __init__(
             self,
             *,
             peer: _builtins.str = ...,
             protocols: _abc.Iterable[_builtins.str] | None = ...,
             direct_only: _builtins.bool = ...,
+            timeout: _duration_pb2.Duration | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "peer", b"peer", "protocols", b"protocols"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "peer", b"peer", "protocols", b"protocols", "timeout", b"timeout"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     OPEN_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    STOP_READING_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """data is for the peer."""
     @_builtins.property
@@ -141,18 +176,28 @@ class OpenStreamRequest(_message.Message):
     def reset(self) -> Global___ResetStream:
         """reset ends the stream at once."""
 
+    @_builtins.property
+    def end(self) -> Global___StreamEnd:
+        """end closes our half."""
+
+    @_builtins.property
+    def stop_reading(self) -> Global___StopReading:
+        """stop_reading ends the peer's half for us."""
+
     def __init__(
         self,
         *,
         open: Global___OpenStreamRequest.Open | None = ...,
         data: _builtins.bytes = ...,
         reset: Global___ResetStream | None = ...,
+        end: Global___StreamEnd | None = ...,
+        stop_reading: Global___StopReading | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "message", b"message", "open", b"open", "reset", b"reset"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "message", b"message", "open", b"open", "reset", b"reset", "stop_reading", b"stop_reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "message", b"message", "open", b"open", "reset", b"reset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "message", b"message", "open", b"open", "reset", b"reset", "stop_reading", b"stop_reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "data", "reset"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "data", "reset", "end", "stop_reading"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -329,6 +374,8 @@ class AcceptStreamRequest(_message.Message):
     ACCEPT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    STOP_READING_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """data is for the peer."""
     @_builtins.property
@@ -339,18 +386,28 @@ class AcceptStreamRequest(_message.Message):
     def reset(self) -> Global___ResetStream:
         """reset ends the stream at once."""
 
+    @_builtins.property
+    def end(self) -> Global___StreamEnd:
+        """end closes our half."""
+
+    @_builtins.property
+    def stop_reading(self) -> Global___StopReading:
+        """stop_reading ends the peer's half for us."""
+
     def __init__(
         self,
         *,
         accept: Global___AcceptStreamRequest.Accept | None = ...,
         data: _builtins.bytes = ...,
         reset: Global___ResetStream | None = ...,
+        end: Global___StreamEnd | None = ...,
+        stop_reading: Global___StopReading | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "data", b"data", "message", b"message", "reset", b"reset"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "data", b"data", "end", b"end", "message", b"message", "reset", b"reset", "stop_reading", b"stop_reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "data", b"data", "message", b"message", "reset", b"reset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "data", b"data", "end", b"end", "message", b"message", "reset", b"reset", "stop_reading", b"stop_reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accept", "data", "reset"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accept", "data", "reset", "end", "stop_reading"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

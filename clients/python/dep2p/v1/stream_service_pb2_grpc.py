@@ -33,10 +33,12 @@ class StreamServiceStub(object):
     from the reading program through the peer's window to the writing one: a
     program that does not read stops its peer, and nobody else.
 
-    Ends: the caller's half-close (gRPC's end of requests) closes our half and
+    Ends: the caller's end message, or gRPC's end of requests, closes our half and
     keeps reading. The peer's half-close arrives as end. The call ends with OK
     once both halves are closed; with ABORTED and reason STREAM_RESET, metadata
-    "code", when the peer reset; cancelling the call, or a reset message, resets.
+    "code" and "by" ("peer" or "local"), when the peer, or a reset message, reset
+    it; cancelling the call resets what is still open. To leave without reading to
+    the end and without losing what was sent: end, stop_reading, then wait for OK.
     """
 
     def __init__(self, channel):
@@ -70,10 +72,12 @@ class StreamServiceServicer(object):
     from the reading program through the peer's window to the writing one: a
     program that does not read stops its peer, and nobody else.
 
-    Ends: the caller's half-close (gRPC's end of requests) closes our half and
+    Ends: the caller's end message, or gRPC's end of requests, closes our half and
     keeps reading. The peer's half-close arrives as end. The call ends with OK
     once both halves are closed; with ABORTED and reason STREAM_RESET, metadata
-    "code", when the peer reset; cancelling the call, or a reset message, resets.
+    "code" and "by" ("peer" or "local"), when the peer, or a reset message, reset
+    it; cancelling the call resets what is still open. To leave without reading to
+    the end and without losing what was sent: end, stop_reading, then wait for OK.
     """
 
     def OpenStream(self, request_iterator, context):
@@ -143,10 +147,12 @@ class StreamService(object):
     from the reading program through the peer's window to the writing one: a
     program that does not read stops its peer, and nobody else.
 
-    Ends: the caller's half-close (gRPC's end of requests) closes our half and
+    Ends: the caller's end message, or gRPC's end of requests, closes our half and
     keeps reading. The peer's half-close arrives as end. The call ends with OK
     once both halves are closed; with ABORTED and reason STREAM_RESET, metadata
-    "code", when the peer reset; cancelling the call, or a reset message, resets.
+    "code" and "by" ("peer" or "local"), when the peer, or a reset message, reset
+    it; cancelling the call resets what is still open. To leave without reading to
+    the end and without losing what was sent: end, stop_reading, then wait for OK.
     """
 
     @staticmethod
