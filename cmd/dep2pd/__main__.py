@@ -46,7 +46,7 @@ def cli() -> None:
 @PRESET_OPTION
 @daemon_options
 @click.pass_context
-def run(context: click.Context, config: Path | None, **flags: object) -> None:
+def run(context: click.Context, /, config: Path | None, **flags: object) -> None:
     """Run the daemon in the foreground until SIGTERM, SIGINT or `dep2pctl stop`."""
     from dep2pd.start import run_daemon
 
@@ -62,7 +62,7 @@ def config_group() -> None:
 @PRESET_OPTION
 @daemon_options
 @click.pass_context
-def check(context: click.Context, config: Path | None, **flags: object) -> None:
+def check(context: click.Context, /, config: Path | None, **flags: object) -> None:
     """Read file, environment and flags; exit 0 if all is right, else 2 with every problem."""
     from dep2pd.start import load_or_explain
 
@@ -75,7 +75,7 @@ def check(context: click.Context, config: Path | None, **flags: object) -> None:
 @PRESET_OPTION
 @daemon_options
 @click.pass_context
-def show(context: click.Context, config: Path | None, **flags: object) -> None:
+def show(context: click.Context, /, config: Path | None, **flags: object) -> None:
     """Print the effective configuration as TOML, with the source of each value."""
     from dep2pd.start import load_or_explain
 

@@ -15,6 +15,8 @@ from dep2p_daemon.rpc.server import RpcServer
 from dep2pd.start import EXIT_FAILED, leave_at_once
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dep2p_daemon.ops.config import Config
     from dep2pd.start import Console
 
@@ -94,7 +96,7 @@ class _StopRequest:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.requested = False
-        self.on_request = _ignore
+        self.on_request: Callable[[str], object] = _ignore
 
     def watch_signals(self) -> None:
         for number in STOP_SIGNALS:

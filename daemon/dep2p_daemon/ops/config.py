@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -28,7 +28,9 @@ from dep2p_daemon.ops.config_values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from dep2p_daemon.ops.config_layers import Layer
 
 Preset = Literal["desktop", "server", "relay"]
 LogFormat = Literal["console", "json"]
@@ -60,7 +62,7 @@ class NodeSection(Section):
     """Who this node is and where it listens."""
 
     preset: Preset = Field(
-        "desktop",
+        default="desktop",
         description="What the machine is: desktop (behind a NAT, any free port), server (a fixed "
         "port), relay (a fixed port, and relays for others).",
     )
@@ -69,60 +71,60 @@ class NodeSection(Section):
         description="Directory of the node key and the state; made with mode 0700.",
     )
     port: int = Field(
-        0,
+        default=0,
         ge=0,
         le=65535,
         description="UDP and TCP port to listen on; 0: any free one.",
     )
     listen: tuple[ListenOn, ...] = Field(
-        (),
+        default=(),
         description="IP addresses (with UDP and TCP on `port`) or full multiaddrs to listen on, "
         "instead of all interfaces.",
     )
     announce: tuple[AnnouncedAddress, ...] = Field(
-        (),
+        default=(),
         description="Public addresses to tell peers, where the machine cannot know them (a cloud's "
         "1:1 NAT).",
     )
     bootstrap: tuple[PeerAddress, ...] = Field(
-        (), description="Peers to connect to at start, with /p2p/PEER_ID or as /dnsaddr."
+        default=(), description="Peers to connect to at start, with /p2p/PEER_ID or as /dnsaddr."
     )
 
 
 class RelayServerSection(Section):
     """What this node does for others as a relay. Reaching a limit is told to both ends."""
 
-    enabled: bool = Field(False, description="Relay for others.")
-    max_reservations: int = Field(128, ge=0, description="Reservations held at once.")
+    enabled: bool = Field(default=False, description="Relay for others.")
+    max_reservations: int = Field(default=128, ge=0, description="Reservations held at once.")
     max_reservations_per_ip: int = Field(
-        8, ge=0, description="Reservations held at once from one IP address."
+        default=8, ge=0, description="Reservations held at once from one IP address."
     )
     reservation_ttl: Seconds = Field(
-        3600.0, ge=60, description="Life of a reservation that is not refreshed."
+        default=3600.0, ge=60, description="Life of a reservation that is not refreshed."
     )
-    max_circuits: int = Field(100, ge=0, description="Circuits open at once.")
+    max_circuits: int = Field(default=100, ge=0, description="Circuits open at once.")
     max_circuits_per_source: int = Field(
-        5, ge=0, description="Circuits open at once from one dialling peer."
+        default=5, ge=0, description="Circuits open at once from one dialling peer."
     )
     max_circuits_per_target: int = Field(
-        50, ge=0, description="Circuits open at once to one dialled peer."
+        default=50, ge=0, description="Circuits open at once to one dialled peer."
     )
     rate: Bytes = Field(
-        10_000_000,
+        default=10_000_000,
         ge=0,
         description="Bytes per second between one pair of peers, both directions and all their "
         "circuits together; more is slowed down. 0: no limit.",
     )
     total_rate: Bytes = Field(
-        0,
+        default=0,
         ge=0,
         description="Bytes per second of all circuits together, shared fairly. 0: no limit.",
     )
     circuit_duration: Seconds = Field(
-        0.0, ge=0, description="Life of a circuit, after which it is reset. 0: no limit."
+        default=0.0, ge=0, description="Life of a circuit, after which it is reset. 0: no limit."
     )
     circuit_data: Bytes = Field(
-        0,
+        default=0,
         ge=0,
         description="Bytes of a circuit in each direction, after which it is reset. 0: no limit.",
     )
@@ -131,18 +133,18 @@ class RelayServerSection(Section):
 class LimitsSection(Section):
     """What peers may take of this machine, whoever they are."""
 
-    max_connections: int = Field(4096, ge=1, description="Connections open at once.")
+    max_connections: int = Field(default=4096, ge=1, description="Connections open at once.")
     max_inbound_connections: int = Field(
-        3584, ge=0, description="Connections open at once that peers made."
+        default=3584, ge=0, description="Connections open at once that peers made."
     )
     max_connections_per_peer: int = Field(
-        8, ge=1, description="Connections open at once with one peer."
+        default=8, ge=1, description="Connections open at once with one peer."
     )
     max_inbound_streams: int = Field(
-        8192, ge=1, description="Streams open at once that peers opened, on all connections."
+        default=8192, ge=1, description="Streams open at once that peers opened, on all connections."
     )
     max_inbound_streams_per_connection: int = Field(
-        256, ge=1, description="Streams open at once that the peer opened, on one connection."
+        default=256, ge=1, description="Streams open at once that the peer opened, on one connection."
     )
 
 
@@ -150,7 +152,7 @@ class PerfSection(Section):
     """libp2p's throughput measurement, /perf/1.0.0."""
 
     enabled: bool = Field(
-        False,
+        default=False,
         description="Serve it: any connected peer may then move as much data as it likes. "
         "Measuring needs it at the other end only.",
     )
@@ -159,8 +161,10 @@ class PerfSection(Section):
 class LogSection(Section):
     """Log lines, on standard error."""
 
-    format: LogFormat = Field("console", description="console for people, json for collectors.")
-    level: LogLevel = Field("info", description="debug shows each step of a dial.")
+    format: LogFormat = Field(
+        default= default="console", description="console for people, json for collectors."
+    )
+    level: LogLevel = Field(default="info", description="debug shows each step of a dial.")
 
 
 class Config(BaseSettings):
@@ -177,10 +181,10 @@ class Config(BaseSettings):
         description="Unix socket of the API; made with mode 0600.",
     )
     relays: tuple[RelayAddress, ...] = Field(
-        (),
+        default=(),
         description="Relays to hold a reservation at, with their /p2p/PEER_ID.",
     )
-    node: NodeSection = Field(default_factory=NodeSection)
+    node: NodeSection = Field(default_factory=lambda: NodeSection())
     relay_server: RelayServerSection = RelayServerSection()
     limits: LimitsSection = LimitsSection()
     perf: PerfSection = PerfSection()
@@ -199,6 +203,16 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return sources_of(settings_cls, init_settings)
+
+    @classmethod
+    def from_layers(cls, layers: Sequence[Layer]) -> Config:
+        """Validate layers, the first of which wins, over the preset's values.
+
+        Raises:
+            ValidationError: with everything that is wrong.
+        """
+        values: dict[str, Any] = {"layers": layers}
+        return cls(**values)
 
     def set_sources(self, sources: Mapping[str, str]) -> None:
         """Remember where each value came from; called once, by whoever read them."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ValidationError
+from typing_extensions import override
 
 from dep2p_daemon.errors import ConfigError
 from dep2p_daemon.multiaddr import Multiaddr
@@ -35,6 +36,7 @@ class Problem:
     message: str
     remedy: str
 
+    @override
     def __str__(self) -> str:
         return f"{self.key} {self.message}\n    remedy: {self.remedy}"
 
@@ -95,7 +97,7 @@ def load_config(
     ]
     config: Config | None = None
     try:
-        config = Config(layers=layers)
+        config = Config.from_layers(layers)
     except ValidationError as error:
         problems.extend(_problem(details, layers) for details in error.errors())
     if config is not None:

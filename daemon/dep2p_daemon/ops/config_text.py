@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from dep2p_daemon.ops.config_load import fields
 from dep2p_daemon.ops.config_units import format_duration, format_size
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from dep2p_daemon.ops.config import Config
 
-_DURATION, _SIZE = (annotation.__metadata__[0] for annotation in (Seconds, Bytes))
+_DURATION = get_args(Seconds)[1]
+_SIZE = get_args(Bytes)[1]
 
 
 def to_toml(config: Config) -> str:
