@@ -141,10 +141,10 @@ class LimitsSection(Section):
         default=8, ge=1, description="Connections open at once with one peer."
     )
     max_inbound_streams: int = Field(
-        default=8192, ge=1, description="Streams open at once that peers opened, on all connections."
+        default=8192, ge=1, description="Streams open at once that peers opened, in all."
     )
     max_inbound_streams_per_connection: int = Field(
-        default=256, ge=1, description="Streams open at once that the peer opened, on one connection."
+        default=256, ge=1, description="The same on one connection."
     )
 
 
@@ -162,7 +162,7 @@ class LogSection(Section):
     """Log lines, on standard error."""
 
     format: LogFormat = Field(
-        default= default="console", description="console for people, json for collectors."
+        default="console", description="console for people, json for collectors."
     )
     level: LogLevel = Field(default="info", description="debug shows each step of a dial.")
 
