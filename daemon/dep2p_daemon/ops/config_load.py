@@ -38,7 +38,7 @@ class Problem:
 
     @override
     def __str__(self) -> str:
-        return f"{self.key} {self.message}\n    remedy: {self.remedy}"
+        return f"{self.key}: {self.message}\n    remedy: {self.remedy}"
 
 
 def default_file(env: Mapping[str, str], uid: int) -> Path:

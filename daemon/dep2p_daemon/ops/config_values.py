@@ -5,10 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
-from pydantic import BeforeValidator, PlainSerializer
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from dep2p_daemon.errors import Dep2pError
 from dep2p_daemon.multiaddr import Multiaddr, parse_relay_address
@@ -16,6 +15,8 @@ from dep2p_daemon.ops.config_units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pydantic import GetCoreSchemaHandler
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """`sun_path` of Linux is 108 bytes with its NUL."""
@@ -33,8 +34,6 @@ _PEER_FORM: Final = (
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-T = TypeVar("T")
-
 
 class Rejected(ValueError):
     """A value is wrong; `remedy` says what to write."""
@@ -44,18 +43,28 @@ class Rejected(ValueError):
         self.remedy = remedy
 
 
-def _validator(parse: Callable[[object], T]) -> BeforeValidator:
-    """Let pydantic collect the errors of `parse` together with their remedies."""
+class _Parsed:
+    """Annotation: the value is what `parse` makes of it; pydantic collects its complaints."""
 
-    def validate(value: object) -> T:
+    def __init__(self, parse: Callable[[object], object]) -> None:
+        self._parse = parse
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        if source in (int, float):
+            # Bounds of the field are checked after it.
+            return core_schema.no_info_before_validator_function(self._validate, handler(source))
+        # Of our own types pydantic need not understand anything.
+        return core_schema.no_info_plain_validator_function(self._validate)
+
+    def _validate(self, value: object) -> object:
         try:
-            return parse(value)
+            return self._parse(value)
         except Rejected as error:
             raise _collected(str(error), error.remedy) from error
         except Dep2pError as error:
             raise _collected(error.message, error.remedy) from error
-
-    return BeforeValidator(validate)
 
 
 def _collected(message: str, remedy: str) -> PydanticCustomError:
@@ -137,12 +146,11 @@ def _size(value: object) -> int:
         raise Rejected("is not a byte count", str(error)) from error
 
 
-_AS_TEXT: Final = PlainSerializer(str)
-ListenOn = Annotated[Multiaddr | IpAddress, _validator(_listen_on), _AS_TEXT]
-AnnouncedAddress = Annotated[Multiaddr, _validator(_announced_address), _AS_TEXT]
-RelayAddress = Annotated[Multiaddr, _validator(_relay_address), _AS_TEXT]
-PeerAddress = Annotated[Multiaddr, _validator(_peer_address), _AS_TEXT]
-AbsolutePath = Annotated[Path, _validator(_path)]
-SocketPath = Annotated[Path, _validator(_socket_path)]
-Seconds = Annotated[float, _validator(_duration)]
-Bytes = Annotated[int, _validator(_size)]
+ListenOn = Annotated[Multiaddr | IpAddress, _Parsed(_listen_on)]
+AnnouncedAddress = Annotated[Multiaddr, _Parsed(_announced_address)]
+RelayAddress = Annotated[Multiaddr, _Parsed(_relay_address)]
+PeerAddress = Annotated[Multiaddr, _Parsed(_peer_address)]
+AbsolutePath = Annotated[Path, _Parsed(_path)]
+SocketPath = Annotated[Path, _Parsed(_socket_path)]
+Seconds = Annotated[float, _Parsed(_duration)]
+Bytes = Annotated[int, _Parsed(_size)]
