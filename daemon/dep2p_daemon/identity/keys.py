@@ -1,4 +1,6 @@
-"""Keys of peers: https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md#keys
+"""Keys of peers, the four types of libp2p.
+
+https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md#keys
 
 Our own key is Ed25519. Of other peers all four key types are verified. A public key is held
 in its canonical encoding, whatever encoding it came in, because the peer id is a hash of it.

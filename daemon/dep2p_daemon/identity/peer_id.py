@@ -1,4 +1,6 @@
-"""Peer ids: https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md#peer-ids
+"""Peer ids.
+
+https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md#peer-ids
 
 A peer id is the multihash of a public key's protobuf: up to 42 bytes the protobuf itself
 ("identity"), of longer ones the SHA-256.
@@ -80,9 +82,9 @@ class PeerId:
                     raise ValueError("it is not the CID of a libp2p key")
                 data = data.removeprefix(_CID_V1_LIBP2P_KEY)
         except ValueError as error:
-            raise _invalid(f'"{shown}" is no peer id: {error}', peer_id=shown) from error
+            raise _invalid(f'"{shown}" is no peer id: {error}') from error
         if why := _fault(data):
-            raise _invalid(f'"{shown}" is no peer id: {why}', peer_id=shown)
+            raise _invalid(f'"{shown}" is no peer id: {why}')
         return cls(data)
 
     @property
@@ -118,8 +120,8 @@ def _text(multihash: bytes) -> str:
     return multibase.encode_base58(multihash)
 
 
-def _invalid(message: str, **metadata: object) -> PeerIdError:
-    return PeerIdError(message, remedy=_FORM, **metadata)
+def _invalid(message: str) -> PeerIdError:
+    return PeerIdError(message, remedy=_FORM)
 
 
 def _fault(multihash: bytes) -> str | None:

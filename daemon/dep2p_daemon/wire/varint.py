@@ -1,4 +1,6 @@
-"""Unsigned varints of multiformats: https://github.com/multiformats/unsigned-varint
+"""Unsigned varints of multiformats.
+
+https://github.com/multiformats/unsigned-varint
 
 Seven bits a byte, least significant group first, in as few bytes as the value needs, at most
 nine bytes (63 bits).
