@@ -1,0 +1,307 @@
+"""A byte stream between this program and a peer, carried by one call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import grpc
+import grpc.aio
+
+from dep2p.calls import Reader, status_error, too_late
+from dep2p.errors import (
+    DaemonNotReachableError,
+    Dep2pError,
+    LimitError,
+    PreconditionError,
+    StreamResetError,
+)
+from dep2p.v1 import peer_pb2, stream_service_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+    from types import TracebackType
+
+    from dep2p.v1.stream_service_pb2 import StreamInfo
+
+    RequestType = (
+        type[stream_service_pb2.OpenStreamRequest] | type[stream_service_pb2.AcceptStreamRequest]
+    )
+    ResponseType = stream_service_pb2.OpenStreamResponse | stream_service_pb2.AcceptStreamResponse
+
+MAX_READ: Final = 1 << 20
+"""Most bytes that one message holds."""
+WRITE_CHUNK: Final = 256 * 1024
+"""Bytes of one message to the daemon; larger ones are no faster and take more memory."""
+READ_ALL_LIMIT: Final = 64 << 20
+RESET_SECONDS: Final = 1.0
+"""For the daemon to take a reset with its code, after which the call is cancelled."""
+CLOSE_SECONDS: Final = 30.0
+"""For what was written to be taken by the peer, after which `aclose` gives up and resets."""
+
+
+class Stream:
+    """One bidirectional byte stream. An async context manager closes it.
+
+    One task may read while another writes; two readers or two writers at once are an error.
+    Leaving `async with` closes both halves in order, and resets them after an exception.
+    """
+
+    def __init__(
+        self,
+        call: grpc.aio.StreamStreamCall[Any, Any],
+        request: RequestType,
+        info: StreamInfo,
+        reader: Reader[ResponseType],
+        socket: Path,
+    ) -> None:
+        self._call = call
+        self._request = request
+        self._reader = reader
+        self._socket = socket
+        self._buffer = b""
+        self._error: Dep2pError | None = None
+        self._peer_ended = False
+        self._write_ended = False
+        self._closed = False
+        self.info = info
+        """What the daemon said of it when it was opened: protocol, direction, connection."""
+
+    @property
+    def protocol(self) -> str:
+        """The negotiated protocol id."""
+        return self.info.protocol
+
+    @property
+    def peer_id(self) -> str:
+        """The proven identity of the other end."""
+        return self.info.connection.peer_id
+
+    @property
+    def relayed(self) -> bool:
+        """Whether its bytes went through a relay when it was opened."""
+        return self.info.connection.path == peer_pb2.PATH_RELAYED
+
+    async def read(self, max_bytes: int = MAX_READ) -> bytes:
+        """Return 1..`max_bytes` bytes, b"" once the peer has closed its half.
+
+        Cancelling it loses nothing: the next read returns what came.
+
+        Raises:
+            StreamResetError: either side reset the stream.
+            UnreachableError: the connection under it ended.
+            DaemonNotReachableError: the daemon went away.
+        """
+        while not self._buffer:
+            if self._error is not None:
+                raise self._error
+            if self._peer_ended:
+                return b""
+            await self._receive()
+        if len(self._buffer) <= max_bytes:
+            data, self._buffer = self._buffer, b""
+        else:
+            data, self._buffer = self._buffer[:max_bytes], self._buffer[max_bytes:]
+        return data
+
+    async def _receive(self) -> None:
+        try:
+            message = await self._reader.next()
+        except Dep2pError as error:
+            self._error = error
+            raise
+        if message is None or message.HasField("end"):
+            self._peer_ended = True
+        else:
+            self._buffer = message.data
+
+    async def read_exactly(self, size: int) -> bytes:
+        """Return exactly `size` bytes. Raises asyncio.IncompleteReadError at an earlier end."""
+        data = bytearray()
+        while len(data) < size:
+            piece = await self.read(size - len(data))
+            if not piece:
+                raise asyncio.IncompleteReadError(bytes(data), size)
+            data += piece
+        return bytes(data)
+
+    async def read_all(self, limit: int = READ_ALL_LIMIT) -> bytes:
+        """Return everything up to the peer's end. Raises LimitError beyond `limit` bytes."""
+        data = bytearray()
+        while piece := await self.read():
+            data += piece
+            if len(data) > limit:
+                raise LimitError(
+                    f"the peer sent more than {limit} bytes",
+                    reason="TOO_MUCH_DATA",
+                    remedy="read piece by piece, or raise the limit",
+                    metadata={"limit": str(limit)},
+                )
+        return bytes(data)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self.read():
+            yield piece
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`, waiting while the peer does not read.
+
+        Cancelling it resets the stream, since a part may have been sent.
+
+        Raises:
+            StreamResetError: either side reset the stream, or the peer stopped reading.
+            UnreachableError: the connection under it ended.
+            DaemonNotReachableError: the daemon went away.
+        """
+        if self._write_ended:
+            raise PreconditionError("our half is closed already", reason="WRITE_AFTER_CLOSE")
+        view = memoryview(data)
+        for start in range(0, len(view), WRITE_CHUNK):
+            await self._send(self._request(data=bytes(view[start : start + WRITE_CHUNK])))
+
+    async def _send(self, message: object) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            await self._call.write(message)
+        except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            # The write does not tell why it failed; the status does.
+            self._error = await status_error(self._call, self._socket) or _ended()
+            raise self._error from None
+
+    async def close_write(self) -> None:
+        """Half-close: the peer reads its end after all that was written. Idempotent."""
+        if not self._write_ended:
+            self._write_ended = True
+            await self._send(self._request(end=stream_service_pb2.StreamEnd()))
+
+    async def reset(self, code: int = 0) -> None:
+        """End both halves at once, dropping what is in flight. Idempotent.
+
+        The peer learns `code` where the transport can tell it (QUIC does, yamux cannot) and
+        unless a write is blocked at this moment.
+        """
+        if self._error is None:
+            self._error = StreamResetError(
+                "the stream was reset by this program",
+                reason="STREAM_RESET",
+                metadata={"code": str(code), "by": "local"},
+                code=grpc.StatusCode.ABORTED,
+            )
+        self._write_ended = self._peer_ended = True
+        self._buffer = b""
+        try:
+            if code and not self._call.done():
+                message = self._request(reset=stream_service_pb2.ResetStream(code=code))
+                with contextlib.suppress(
+                    TimeoutError,
+                    grpc.aio.AioRpcError,
+                    grpc.aio.BaseError,
+                    asyncio.InvalidStateError,
+                ):
+                    async with asyncio.timeout(RESET_SECONDS):
+                        await self._call.write(message)
+                        await self._call.code()
+        finally:
+            await self._end_call()
+
+    async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Close our half, stop reading, and wait until the daemon has passed all data on.
+
+        Cancelled, it resets instead: it always closes. Idempotent.
+
+        Raises:
+            DeadlineError: the peer did not take it within `timeout` seconds; it was reset.
+            StreamResetError and others: what was written may not have arrived. Not raised when
+                the peer had ended its half before: then it has said all it wanted.
+        """
+        peer_ended = self._peer_ended
+        try:
+            if self._error is None and not self._closed:
+                async with asyncio.timeout(timeout):
+                    await self._leave()
+        except TimeoutError:
+            raise too_late("closing the stream", timeout) from None
+        except StreamResetError:
+            if not peer_ended:
+                raise
+        finally:
+            await self._end_call()
+
+    async def _leave(self) -> None:
+        """Say that both halves are closed, and drop what still comes until the call ends."""
+        await self.close_write()
+        if not self._peer_ended:
+            await self._send(self._request(stop_reading=stream_service_pb2.StopReading()))
+        await self._call.done_writing()
+        while await self._reader.next() is not None:
+            pass
+
+    async def _end_call(self) -> None:
+        self._closed = self._peer_ended = self._write_ended = True
+        self._call.cancel()
+        await self._reader.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self.aclose()
+        else:
+            await self.reset()
+
+
+def _ended() -> StreamResetError:
+    return StreamResetError(
+        "the stream has ended",
+        reason="STREAM_ENDED",
+        metadata={"by": "local"},
+        code=grpc.StatusCode.ABORTED,
+    )
+
+
+def call_ended() -> DaemonNotReachableError:
+    """Return the error of a call that ended well before it had begun."""
+    return DaemonNotReachableError(
+        "the daemon ended the call before it began", reason="DAEMON_NOT_REACHABLE"
+    )
+
+
+async def open_stream(
+    call: grpc.aio.StreamStreamCall[Any, Any],
+    first: stream_service_pb2.OpenStreamRequest | stream_service_pb2.AcceptStreamRequest,
+    *,
+    timeout: float,
+    socket: Path,
+) -> Stream:
+    """Send the first request of `call`, wait for the first response, and return the stream."""
+    reader: Reader[Any] = Reader(call, socket)
+    try:
+        async with asyncio.timeout(timeout):
+            # A failed write has its reason in the status, which the read gives.
+            with contextlib.suppress(
+                grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError
+            ):
+                await call.write(first)
+            response = await reader.next()
+    except TimeoutError:
+        call.cancel()
+        await reader.aclose()
+        raise too_late("opening the stream", timeout) from None
+    except BaseException:
+        call.cancel()
+        await reader.aclose()
+        raise
+    if response is None:
+        raise call_ended()
+    opening = isinstance(first, stream_service_pb2.OpenStreamRequest)
+    info = response.opened if opening else response.accepted
+    return Stream(call, type(first), info, reader, socket)
