@@ -211,7 +211,8 @@ def _parse(wire: Message, data: bytes) -> None:
 
 def _unknown_enum(wire: Message, field: int) -> int | None:
     """Return the number of an enum field whose value the schema does not have."""
-    for unknown in UnknownFieldSet(wire):
+    fields = UnknownFieldSet(wire)
+    for unknown in (fields[index] for index in range(len(fields))):
         if unknown.field_number == field and isinstance(unknown.data, int):
             return unknown.data
     return None

@@ -1,0 +1,398 @@
+"""The relays through which peers reach us: reservations made, kept and made again.
+
+https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md#reservation
+
+Each relay has one task, its keeper, from `add` or `connect` to `disconnect`. What it does when
+is `keeper.Keeper`'s table; here are the connection, the exchange and the telling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Final, Self
+
+import structlog
+
+from dep2p_daemon.circuit.addresses import circuit_addresses
+from dep2p_daemon.circuit.events import RelayChanged, RelayState, RelayStatus
+from dep2p_daemon.circuit.hop import Granted, reach_relay, reserve
+from dep2p_daemon.circuit.keeper import Keeper, KeeperSettings
+from dep2p_daemon.circuit.transport import CircuitTransport
+from dep2p_daemon.errors import (
+    Dep2pError,
+    InvalidArgumentError,
+    LocalError,
+    MultiaddrError,
+    NotFoundError,
+    PreconditionError,
+    ResourceLimitError,
+)
+from dep2p_daemon.multiaddr import parse_relay_address
+from dep2p_daemon.swarm.dialing import DialPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dep2p_daemon.events import EventBus
+    from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.multiaddr import Multiaddr
+    from dep2p_daemon.muxed import Connection
+    from dep2p_daemon.swarm.swarm import Swarm
+
+log = structlog.get_logger(__name__)
+
+_MAX_ADDRESSES: Final = 4
+"""Addresses remembered for one relay; the ones given last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelayClientSettings:
+    """How relays are kept. Times in seconds."""
+
+    keeper: KeeperSettings = field(default_factory=KeeperSettings)
+    relay_timeout: float = 10.0
+    """For the connection to a relay."""
+    reserve_timeout: float = 15.0
+    """For a relay's answer to RESERVE."""
+    max_relays: int = 16
+    """Relays kept at a time; ours: two are enough for most."""
+
+
+@dataclass(slots=True, eq=False)
+class _Relay:
+    """A relay that we want, and all that its keeper knows."""
+
+    peer: PeerId
+    addresses: list[Multiaddr]
+    """Where to dial it, the last one given first; without `/p2p`."""
+    keeper: Keeper
+    kept: bool
+    """Held through failures; a relay that never worked is dropped when `connect` fails."""
+    task: asyncio.Task[None] | None = None
+    connection: Connection | None = None
+    granted: Granted | None = None
+    error: Dep2pError | None = None
+    nudge: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when something happened that the keeper should not sleep through."""
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+
+    @property
+    def reserved(self) -> Granted | None:
+        """The grant, while it holds."""
+        return self.granted if self.keeper.state is RelayState.RESERVED else None
+
+    def take_waiters(self) -> list[asyncio.Future[None]]:
+        """Return those who still wait for the attempt, which has ended; they wait no more."""
+        waiting = [waiter for waiter in self.waiters if not waiter.done()]
+        self.waiters.clear()
+        self.nudge.clear()
+        return waiting
+
+    def fail_waiters(self, error: Dep2pError) -> None:
+        """Tell those who wait that nothing comes of it."""
+        for waiter in self.take_waiters():
+            waiter.set_exception(error)
+
+
+class RelayClient:
+    """Keeps reservations. An async context manager that owns the keepers.
+
+    Leaving it ends the keepers; the reservations end with the connections, which are the
+    swarm's.
+    """
+
+    def __init__(
+        self,
+        swarm: Swarm,
+        events: EventBus,
+        settings: RelayClientSettings | None = None,
+        *,
+        random: Random | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._swarm = swarm
+        self._events = events
+        self._settings = settings or RelayClientSettings()
+        self._random = random or Random()
+        self._wall_clock = wall_clock
+        self._relays: dict[PeerId, _Relay] = {}
+        self._told_addresses: tuple[Multiaddr, ...] = ()
+        self._tasks = asyncio.TaskGroup()
+
+    @property
+    def relays(self) -> tuple[RelayStatus, ...]:
+        """The relays, sorted by peer id."""
+        return tuple(self._status(self._relays[peer]) for peer in sorted(self._relays))
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._swarm.observe(self)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for relay in self._relays.values():
+            if relay.task is not None:
+                relay.task.cancel()
+            relay.fail_waiters(PreconditionError("the node is stopping", reason="STOPPING"))
+        await self._tasks.__aexit__(None, None, None)
+
+    def add(self, address: Multiaddr) -> RelayStatus:
+        """Keep a relay from now on, whether or not it can be reached yet.
+
+        Raises:
+            MultiaddrError, InvalidArgumentError: not a relay's address.
+            ResourceLimitError: too many relays.
+        """
+        relay = self._wanted(address)
+        relay.kept = True
+        return self._status(relay)
+
+    async def connect(self, address: Multiaddr) -> RelayStatus:
+        """Return once the relay has granted a reservation, which is kept from then on.
+
+        A relay that is new here and fails is forgotten; one that is kept already goes on being
+        tried. Cancelling is failing.
+
+        Raises:
+            MultiaddrError, InvalidArgumentError: not a relay's address.
+            UnreachableError: the relay cannot be reached, or did not answer.
+            RelayRefusedError: the relay said no; `reason` is its status.
+            PreconditionError: reason RELAY_NOT_SUPPORTED, the peer is no relay.
+            ResourceLimitError: too many relays.
+        """
+        relay = self._wanted(address)
+        if relay.reserved is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            relay.waiters.append(waiter)
+            relay.nudge.set()
+            try:
+                await waiter
+            except BaseException:
+                with suppress(ValueError):
+                    relay.waiters.remove(waiter)
+                if not relay.kept and not relay.waiters:
+                    self._forget(relay)
+                raise
+        return self._status(relay)
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Give the reservation up and forget the relay.
+
+        The protocol has no word for it: the connection is closed, and with it the circuits
+        that this relay carries for us.
+
+        Raises:
+            NotFoundError: no such relay.
+        """
+        relay = self._relays.get(peer)
+        if relay is None:
+            raise NotFoundError(
+                f"{peer} is not among this node's relays",
+                reason="RELAY_NOT_FOUND",
+                remedy="see `dep2pctl relay list`",
+                relay=peer,
+            )
+        self._forget(relay)
+        await self._swarm.disconnect(peer)
+
+    # The swarm tells of connections (`SwarmObserver`).
+
+    async def connection_opened(self, connection: Connection) -> None:
+        """A keeper knows of the connections that it makes."""
+
+    def connection_closed(self, connection: Connection) -> None:
+        """Wake the keeper of the relay at the other end."""
+        relay = self._relays.get(connection.remote_peer)
+        if relay is not None:
+            relay.nudge.set()
+
+    def node_changed(self) -> None:
+        """Nothing here hangs on our own addresses or protocols."""
+
+    def _wanted(self, address: Multiaddr) -> _Relay:
+        address = parse_relay_address(str(address))
+        peer = address.peer_id
+        if peer is None or peer == self._swarm.local_peer:
+            raise InvalidArgumentError(
+                f"{address} is this node's own address",
+                reason="RELAY_IS_SELF",
+                remedy="give another node's address: a relay is a third machine",
+                address=address,
+            )
+        reached = address.without_peer_id()
+        if reached.peer_id is not None:
+            raise MultiaddrError(
+                f"{address} does not say where the relay is",
+                remedy=f"write its whole address: /ip4/203.0.113.10/udp/4001/quic-v1{address}",
+                address=address,
+            )
+        relay = self._relays.get(peer)
+        if relay is not None:
+            if reached in relay.addresses:
+                relay.addresses.remove(reached)
+            relay.addresses.insert(0, reached)
+            del relay.addresses[_MAX_ADDRESSES:]
+            if relay.reserved is not None:
+                self._tell(relay)
+            return relay
+        if len(self._relays) >= self._settings.max_relays:
+            raise ResourceLimitError(
+                f"this node keeps {len(self._relays)} relays, which is all that max_relays allows",
+                remedy="give one up with `dep2pctl relay disconnect`",
+                limit="max_relays",
+                allowed=self._settings.max_relays,
+            )
+        keeper = Keeper(self._settings.keeper, self._random)
+        relay = self._relays[peer] = _Relay(peer, [reached], keeper, kept=False)
+        transport = self._transport(relay)
+        if transport is not None:
+            transport.accept_from(peer)
+        self._tell(relay)
+        relay.task = self._tasks.create_task(self._keep(relay), name=f"relay {peer}")
+        return relay
+
+    def _transport(self, relay: _Relay) -> CircuitTransport | None:
+        """Return who takes the circuits that `relay` brings; None in a node that takes none."""
+        address = relay.addresses[0].with_peer_id(relay.peer) / "/p2p-circuit"
+        transport = self._swarm.transport_for(address)
+        return transport if isinstance(transport, CircuitTransport) else None
+
+    def _forget(self, relay: _Relay) -> None:
+        if self._relays.get(relay.peer) is not relay:
+            return
+        del self._relays[relay.peer]
+        transport = self._transport(relay)
+        if transport is not None:
+            transport.refuse_from(relay.peer)
+        if relay.task is not None:
+            relay.task.cancel()
+        relay.fail_waiters(
+            LocalError(
+                f"the relay {relay.peer} was given up meanwhile",
+                reason="RELAY_GIVEN_UP",
+                relay=relay.peer,
+            )
+        )
+        relay.keeper.release()
+        self._tell(relay)
+
+    async def _keep(self, relay: _Relay) -> None:
+        """The keeper's task: attempt, wait, and so on until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        keeper = relay.keeper
+        while True:
+            if keeper.next_try_at is None:
+                await self._attempt(relay)
+                continue
+            if not self._lost(relay):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(keeper.deadline()):
+                        await relay.nudge.wait()
+            if self._lost(relay):
+                keeper.lost(loop.time())
+                self._tell(relay)
+            else:
+                keeper.due(loop.time())
+                if keeper.state is RelayState.CONNECTING:
+                    self._tell(relay)
+
+    def _lost(self, relay: _Relay) -> bool:
+        """Whether the reservation went with the last direct connection to the relay."""
+        return (
+            relay.reserved is not None
+            and self._swarm.best_connection(relay.peer, DialPolicy.DIRECT) is None
+        )
+
+    async def _attempt(self, relay: _Relay) -> None:
+        """Reserve or refresh once, and tell all who wait for it how it went."""
+        relay.error = None
+        settings = self._settings
+        try:
+            connection = await reach_relay(
+                self._swarm, relay.peer, relay.addresses, settings.relay_timeout
+            )
+            now = self._wall_clock()
+            granted = await reserve(
+                self._swarm, connection, timeout=settings.reserve_timeout, now=now
+            )
+        except Dep2pError as error:
+            self._failed(relay, error)
+        except Exception:
+            # The keeper is this relay's supervisor: a defect must not end it in silence.
+            log.exception("relay attempt failed", relay=str(relay.peer))
+            self._failed(
+                relay,
+                LocalError("an internal error; the daemon's log has it", relay=relay.peer),
+            )
+        else:
+            self._granted(relay, connection, granted, granted.expires_at - now)
+
+    def _granted(
+        self, relay: _Relay, connection: Connection, granted: Granted, time_to_live: float
+    ) -> None:
+        fresh = relay.keeper.state is not RelayState.RESERVED
+        relay.kept = True
+        relay.connection = connection
+        relay.granted = granted
+        relay.keeper.granted(time_to_live, asyncio.get_running_loop().time())
+        log.log(
+            logging.INFO if fresh else logging.DEBUG,
+            "reservation made" if fresh else "reservation refreshed",
+            relay=str(relay.peer),
+            seconds=round(time_to_live),
+        )
+        self._tell(relay)
+        for waiter in relay.take_waiters():
+            waiter.set_result(None)
+
+    def _failed(self, relay: _Relay, error: Dep2pError) -> None:
+        relay.error = error
+        relay.keeper.failed(asyncio.get_running_loop().time())
+        log.warning(
+            "reservation failed",
+            relay=str(relay.peer),
+            reason=error.reason,
+            error=str(error),
+            state=relay.keeper.state.value,
+        )
+        self._tell(relay)
+        relay.fail_waiters(error)
+
+    def _tell(self, relay: _Relay) -> None:
+        """Publish the relay's status, and the addresses of all relays where they changed."""
+        self._events.publish(RelayChanged(self._status(relay)))
+        addresses = tuple(
+            address for other in self._relays.values() for address in self._addresses(other)
+        )
+        if addresses != self._told_addresses:
+            self._told_addresses = addresses
+            self._swarm.set_circuit_addresses(addresses)
+
+    def _addresses(self, relay: _Relay) -> tuple[Multiaddr, ...]:
+        granted = relay.reserved
+        if granted is None:
+            return ()
+        return circuit_addresses(relay.addresses, granted.addresses, relay=relay.peer)
+
+    def _status(self, relay: _Relay) -> RelayStatus:
+        keeper = relay.keeper
+        to_unix = self._wall_clock() - asyncio.get_running_loop().time()
+        granted = relay.reserved
+        own = self._swarm.local_peer
+        return RelayStatus(
+            peer_id=relay.peer,
+            address=relay.addresses[0],
+            state=keeper.state,
+            expires_at=None if keeper.expires_at is None else keeper.expires_at + to_unix,
+            circuit_addresses=tuple(a.with_peer_id(own) for a in self._addresses(relay)),
+            limits=granted.limits if granted is not None else None,
+            last_error=str(relay.error) if relay.error is not None else "",
+            last_error_reason=relay.error.reason if relay.error is not None else "",
+            next_try_at=None if keeper.next_try_at is None else keeper.next_try_at + to_unix,
+            rtt=relay.connection.rtt if relay.connection is not None else None,
+        )
