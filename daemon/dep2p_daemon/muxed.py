@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 READ_CHUNK: Final = 64 * 1024
 """Default and usual upper bound of one `read`, in bytes."""
 
+SMALL_CHUNK: Final = 1024
+"""Chunks of unread bytes below this size are joined, in bytes."""
+
 MAX_VARINT_BYTES: Final = 9
 """An unsigned varint of multiformats is at most 9 bytes long (63 bits)."""
 
@@ -105,6 +108,26 @@ class ByteChannel(Protocol):
         ...
 
 
+class ReceiveMemory:
+    """Received but unread bytes of all connections of a transport, against their bound."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    @property
+    def allows_growth(self) -> bool:
+        """Whether windows may grow: not while half of the memory is in use."""
+        return self.used * 2 < self.limit
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether something has to go."""
+        return self.used > self.limit
+
+
 class ReceiveBuffer:
     """Bytes that arrived on a stream and wait for its one reader.
 
@@ -132,7 +155,11 @@ class ReceiveBuffer:
     def feed(self, data: bytes) -> None:
         """Append bytes that arrived."""
         if data and not self.finished:
-            self._chunks.append(data)
+            if len(data) < SMALL_CHUNK and self._chunks and len(self._chunks[-1]) < SMALL_CHUNK:
+                # A peer that sends single bytes must not cost fifty times their size.
+                self._chunks[-1] += data
+            else:
+                self._chunks.append(data)
             self.size += len(data)
             self._wake()
 
