@@ -1,4 +1,10 @@
-"""Signed envelopes: https://github.com/libp2p/specs/blob/master/RFC/0002-signed-envelopes.md."""
+"""Signed envelopes: a payload that says what it is, and who signed it.
+
+https://github.com/libp2p/specs/blob/master/RFC/0002-signed-envelopes.md
+
+The signature is over the domain, the payload's type and the payload, each behind its varint
+length; not over the protobuf that carries them.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +16,27 @@ from google.protobuf.message import DecodeError
 from dep2p_daemon.errors import AuthenticationError, ProtocolViolationError
 from dep2p_daemon.identity.keys import PublicKey
 from dep2p_daemon.wire import varint
-from dep2p_daemon.wire.libp2p import record_pb2
+from dep2p_daemon.wire.libp2p import record_pb2 as pb
 
 if TYPE_CHECKING:
     from dep2p_daemon.identity.keys import PrivateKey
 
-MAX_ENVELOPE_BYTES: Final = 64 * 1024
-"""Ours: 500 addresses of a peer record fit several times."""
+MAX_BYTES: Final = 64 * 1024
+"""Ours: a peer record of 500 addresses takes about half of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What was inside an envelope whose signature holds."""
+    """The content of an envelope whose signature holds."""
 
     public_key: PublicKey
+    """The signer's."""
     payload: bytes
 
 
 def seal(key: PrivateKey, *, domain: str, payload_type: bytes, payload: bytes) -> bytes:
-    """Sign `payload` for `domain` and return the envelope."""
-    return record_pb2.Envelope(
+    """Return an envelope around `payload`, signed by `key` for `domain` alone."""
+    return pb.Envelope(
         public_key=key.public_key.to_protobuf(),
         payload_type=payload_type,
         payload=payload,
@@ -38,39 +45,40 @@ def seal(key: PrivateKey, *, domain: str, payload_type: bytes, payload: bytes) -
 
 
 def open_envelope(data: bytes, *, domain: str, payload_type: bytes) -> Envelope:
-    """Check type and signature, then hand the payload out.
+    """Check the type and the signature of an envelope, and return what is in it.
+
+    The payload itself is not parsed here, and nobody should parse an unsigned one.
 
     Raises:
-        ProtocolViolationError: malformed, too long, or of another type.
-        AuthenticationError: the key is unusable or the signature does not hold.
+        ProtocolViolationError: longer than `MAX_BYTES`, malformed, of another type, or signed
+            by a key that is none.
+        AuthenticationError: the signature does not hold for `domain`.
     """
-    if len(data) > MAX_ENVELOPE_BYTES:
-        raise ProtocolViolationError(
-            f"a signed envelope of {len(data)} bytes, where {MAX_ENVELOPE_BYTES} are allowed",
-            reason="ENVELOPE_INVALID",
-        )
+    if len(data) > MAX_BYTES:
+        raise _malformed(f"a signed envelope of {len(data)} bytes, where {MAX_BYTES} are allowed")
+    message = pb.Envelope()
     try:
-        message = record_pb2.Envelope.FromString(data)
+        message.ParseFromString(data)
     except DecodeError as error:
-        raise ProtocolViolationError(
-            "a malformed signed envelope", reason="ENVELOPE_INVALID"
-        ) from error
+        raise _malformed("a signed envelope is no protobuf") from error
     if message.payload_type != payload_type:
         raise ProtocolViolationError(
-            f"a signed envelope of type {message.payload_type[:16].hex()}, "
-            f"not {payload_type.hex()}",
-            reason="ENVELOPE_INVALID",
+            f"a signed envelope of type {message.payload_type[:16].hex() or 'none'}, where "
+            f"{payload_type.hex()} was expected",
+            reason="ENVELOPE_TYPE",
         )
     key = PublicKey.from_protobuf(message.public_key)
     if not key.verify(_signed_bytes(domain, payload_type, message.payload), message.signature):
         raise AuthenticationError(
-            "the signature of an envelope does not hold", reason="ENVELOPE_SIGNATURE_INVALID"
+            "the signature of an envelope does not hold", reason="ENVELOPE_SIGNATURE"
         )
     return Envelope(key, message.payload)
 
 
+def _malformed(message: str) -> ProtocolViolationError:
+    return ProtocolViolationError(message, reason="ENVELOPE_MALFORMED")
+
+
 def _signed_bytes(domain: str, payload_type: bytes, payload: bytes) -> bytes:
-    out = bytearray()
-    for part in (domain.encode(), payload_type, payload):
-        out += varint.encode(len(part)) + part
-    return bytes(out)
+    parts = (domain.encode("utf-8"), payload_type, payload)
+    return b"".join(varint.encode_prefixed(part) for part in parts)

@@ -1,6 +1,8 @@
-"""Peer records: https://github.com/libp2p/specs/blob/master/RFC/0003-routing-records.md.
+"""Peer records: addresses that a peer has signed itself.
 
-The RFC's domain and payload type are out of date; every implementation uses the ones below.
+https://github.com/libp2p/specs/blob/master/RFC/0003-routing-records.md
+
+The RFC's domain and payload type are out of date: every implementation uses those below.
 """
 
 from __future__ import annotations
@@ -12,71 +14,91 @@ from google.protobuf.message import DecodeError
 
 from dep2p_daemon.errors import (
     AuthenticationError,
+    InvalidArgumentError,
     MultiaddrError,
     PeerIdError,
     ProtocolViolationError,
 )
 from dep2p_daemon.identity.envelope import open_envelope, seal
 from dep2p_daemon.identity.peer_id import PeerId
-from dep2p_daemon.multiaddr import Multiaddr
-from dep2p_daemon.wire.libp2p import record_pb2
+from dep2p_daemon.multiaddr.address import Multiaddr
+from dep2p_daemon.wire.libp2p import record_pb2 as pb
 
 if TYPE_CHECKING:
     from dep2p_daemon.identity.keys import PrivateKey
 
 DOMAIN: Final = "libp2p-peer-record"
 PAYLOAD_TYPE: Final = b"\x03\x01"
+"""The two literal bytes of multicodec 0x0301, not a varint."""
+
 MAX_ADDRESSES: Final = 500
+"""go-libp2p's bound of a peer's addresses; what follows is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRecord:
-    """The addresses that a peer itself has signed."""
+    """What a record says. Of two records of a peer the one with the greater `seq` holds."""
 
     peer_id: PeerId
     seq: int
-    """Grows with every record of the peer; its value means nothing else."""
+    """Grows with every record of that peer and means nothing else; 64 bits, unsigned."""
     addresses: tuple[Multiaddr, ...]
 
     def seal(self, key: PrivateKey) -> bytes:
-        """Sign it; `key` must be the peer's own."""
-        payload = record_pb2.PeerRecord(
-            peer_id=self.peer_id.to_bytes(),
+        """Return the record in an envelope. Raises InvalidArgumentError for another's key."""
+        if key.peer_id != self.peer_id:
+            raise InvalidArgumentError(
+                f"{key.peer_id} cannot sign a peer record of {self.peer_id}",
+                reason="PEER_RECORD_SIGNER",
+            )
+        payload = pb.PeerRecord(
+            peer_id=bytes(self.peer_id),
             seq=self.seq,
-            addresses=[record_pb2.AddressInfo(multiaddr=bytes(a)) for a in self.addresses],
-        ).SerializeToString(deterministic=True)
-        return seal(key, domain=DOMAIN, payload_type=PAYLOAD_TYPE, payload=payload)
+            addresses=[pb.AddressInfo(multiaddr=bytes(address)) for address in self.addresses],
+        )
+        return seal(
+            key,
+            domain=DOMAIN,
+            payload_type=PAYLOAD_TYPE,
+            payload=payload.SerializeToString(deterministic=True),
+        )
 
     @classmethod
     def open(cls, data: bytes) -> PeerRecord:
-        """Verify and parse a sealed record. Addresses that do not parse are left out.
+        """Check and parse a sealed record.
+
+        Addresses that do not parse are left out: a transport that is unknown here is no reason
+        to lose the others.
 
         Raises:
             ProtocolViolationError: malformed.
-            AuthenticationError: the signature does not hold, or is not the peer's.
+            AuthenticationError: a bad signature, or somebody else's.
         """
         envelope = open_envelope(data, domain=DOMAIN, payload_type=PAYLOAD_TYPE)
+        message = pb.PeerRecord()
         try:
-            message = record_pb2.PeerRecord.FromString(envelope.payload)
+            message.ParseFromString(envelope.payload)
             peer_id = PeerId.from_bytes(message.peer_id)
         except (DecodeError, PeerIdError) as error:
             raise ProtocolViolationError(
-                "a malformed peer record", reason="PEER_RECORD_INVALID"
+                "a peer record does not parse", reason="PEER_RECORD_MALFORMED"
             ) from error
-        if peer_id != PeerId.from_public_key(envelope.public_key):
+        signer = PeerId.from_public_key(envelope.public_key)
+        if signer != peer_id:
             raise AuthenticationError(
-                f"the peer record of {peer_id} is signed by somebody else",
-                reason="PEER_RECORD_INVALID",
+                f"a peer record of {peer_id} is signed by {signer}",
+                reason="PEER_RECORD_SIGNER",
+                peer_id=peer_id,
+                signer=signer,
             )
         return cls(peer_id, message.seq, tuple(_addresses(message)))
 
 
-def _addresses(message: record_pb2.PeerRecord) -> list[Multiaddr]:
+def _addresses(message: pb.PeerRecord) -> list[Multiaddr]:
     addresses: list[Multiaddr] = []
     for info in message.addresses[:MAX_ADDRESSES]:
         try:
             addresses.append(Multiaddr.from_bytes(info.multiaddr))
         except MultiaddrError:
-            # A transport that we do not know is no reason to lose the others.
             continue
     return addresses
