@@ -1,0 +1,351 @@
+"""Every private touch of aioquic, in one place.
+
+aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is driven by
+`session.py` through this subclass. What it changes, and why:
+
+- the server asks for a client certificate (libp2p TLS needs one);
+- credit is released as the application consumes, not as data arrives;
+- connection ids and reset tokens are ours, so that resets survive a restart;
+- incoming stateless resets end the connection;
+- pacing suits asyncio's timers, and a send pass is bounded;
+- an acknowledgement can go out at the end of a batch instead of a millisecond later;
+- datagrams grow beyond 1200 bytes only after a probe of that size got through (RFC 8899).
+
+`tests/unit/quic/test_aioquic_connection.py` fails when a release of aioquic breaks one of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from aioquic import tls
+from aioquic.quic.connection import QuicConnection as StockConnection
+from aioquic.quic.connection import QuicConnectionId, QuicConnectionState
+from aioquic.quic.events import ConnectionTerminated
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from typing_extensions import override
+
+from dep2p_daemon.quic.pacer import BurstPacer
+
+if TYPE_CHECKING:
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.recovery import QuicPacketSpace
+    from aioquic.quic.stream import QuicStream as StockStream
+    from cryptography import x509
+
+    from dep2p_daemon.quic.connection_ids import ConnectionIds
+    from dep2p_daemon.udp.demultiplexer import SocketAddress
+
+BASE_DATAGRAM_SIZE: Final = 1200
+"""What every path carries (RFC 9000 section 14)."""
+MTU_PROBES: Final = 3
+"""Probes of the wanted size before 1200 is taken for what the path carries."""
+BLACK_HOLE_TIMEOUTS: Final = 2
+"""Probe timeouts in a row after which large datagrams are suspected."""
+
+_ENDED: Final = frozenset({QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED})
+
+# What it says about a connection reaches our log as that connection's close reason; its own
+# lines would let a peer fill the log.
+logging.getLogger("quic").setLevel(logging.CRITICAL)
+
+
+class AioquicConnection(StockConnection):
+    """aioquic's connection, driven by `session.Session`."""
+
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        connection_ids: ConnectionIds,
+        max_inbound_streams: int,
+        max_datagram_size: int,
+        connection_window: int,
+        original_destination_connection_id: bytes | None = None,
+        retry_source_connection_id: bytes | None = None,
+    ) -> None:
+        """Prepare a connection; `configuration` must be this connection's own."""
+        self._connection_ids = connection_ids
+        self._wanted_datagram_size = max_datagram_size
+        self._mtu_probes_left = MTU_PROBES if max_datagram_size > BASE_DATAGRAM_SIZE else 0
+        self._mtu_probe_in_flight = False
+        configuration.max_data = connection_window
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+        )
+        first = self._host_cids[0]
+        first.cid = connection_ids.new()
+        if not self._is_client:
+            first.stateless_reset_token = connection_ids.reset_token(first.cid)
+        self.host_cid = self._local_initial_source_connection_id = first.cid
+        for limit, value in (
+            (self._local_max_streams_bidi, max_inbound_streams),
+            (self._local_max_streams_uni, 0),  # libp2p has none
+        ):
+            limit.value = limit.sent = value
+        self._burst_pacer = BurstPacer(max_datagram_size=configuration.max_datagram_size)
+        self._loss._pacer = self._burst_pacer
+
+    # Handshake
+
+    @override
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        self.tls._request_client_certificate = not self._is_client
+        # P-384 and X448 shares cost as much as the rest of the handshake and nobody needs them.
+        self.tls._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]
+
+    @property
+    def peer_certificates(self) -> list[x509.Certificate]:
+        """The chain that the peer sent; empty if it sent none."""
+        first = self.tls._peer_certificate
+        return [] if first is None else [first, *self.tls._peer_certificate_chain]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a packet of the peer could be decrypted."""
+        return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def handshake_confirmed(self) -> bool:
+        """Whether both sides know that the handshake is complete (RFC 9001 section 4.1.2)."""
+        return self._handshake_confirmed
+
+    def forget_handshake(self) -> None:
+        """Free what only the handshake needs (48 KiB of buffers)."""
+        self._crypto_buffers = {}
+
+    # Connection ids and stateless resets
+
+    @override
+    def _replenish_connection_ids(self) -> None:
+        while len(self._host_cids) < min(4, self._remote_active_connection_id_limit):
+            cid = self._connection_ids.new()
+            self._host_cids.append(
+                QuicConnectionId(
+                    cid=cid,
+                    sequence_number=self._host_cid_seq,
+                    stateless_reset_token=self._connection_ids.reset_token(cid),
+                )
+            )
+            self._host_cid_seq += 1
+
+    @property
+    def peer_reset_token(self) -> bytes | None:
+        """The token with which the peer would reset this connection, once it told us."""
+        return self._peer_cid.stateless_reset_token or None
+
+    def is_peer_address(self, address: SocketAddress) -> bool:
+        """Whether `address` is one of the paths of this connection."""
+        return any(path.addr == address for path in self._network_paths)
+
+    def end_by_stateless_reset(self) -> None:
+        """Enter the terminated state without sending anything more (RFC 9000 section 10.3.1)."""
+        self._close_event = ConnectionTerminated(
+            error_code=QuicErrorCode.NO_ERROR,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase="stateless reset",
+        )
+        self._close_end()
+
+    # The end
+
+    @property
+    def termination(self) -> ConnectionTerminated | None:
+        """Why the connection has ended, as soon as the peer's close arrived or a timer fired."""
+        return self._close_event if self._state in _ENDED else None
+
+    @property
+    def close_pending(self) -> ConnectionTerminated | None:
+        """Our own close that has not been sent: ours, or a violation that aioquic found."""
+        return self._close_event if self._close_pending else None
+
+    @property
+    def closing_period(self) -> float:
+        """How long after a close packets of the connection may still come, in seconds."""
+        return 3 * self._loss.get_probe_timeout()
+
+    # Packets
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the idle timer was last restarted: a packet came, or the first one since went."""
+        return None if self._close_at is None else self._close_at - self._idle_timeout()
+
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds of silence that end the connection: the smaller of both sides' wishes."""
+        return self._idle_timeout()
+
+    @property
+    def validated_peer_address(self) -> SocketAddress | None:
+        """Where packets go, once the peer has proven that it gets them there."""
+        if not self._network_paths or not self._network_paths[0].is_validated:
+            return None
+        address: SocketAddress = self._network_paths[0].addr
+        return address
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round trip in seconds, after the first sample."""
+        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
+
+    @property
+    def max_datagram_size(self) -> int:
+        """Size of the datagrams that are being sent."""
+        return self._max_datagram_size
+
+    def receive_batch(self, datagrams: list[bytes], address: SocketAddress, now: float) -> None:
+        """Take datagrams of one sender in."""
+        for datagram in datagrams:
+            self.receive_datagram(datagram, address, now)
+
+    def transmit(self, now: float, *, acknowledge: bool) -> list[tuple[bytes, Any]]:
+        """Build what may be sent now, at most one pass of it.
+
+        Args:
+            now: the time.
+            acknowledge: send a waiting acknowledgement at once. aioquic waits a millisecond.
+        """
+        if acknowledge and self._spaces:
+            space = self._spaces[tls.Epoch.ONE_RTT]
+            if space.ack_at is not None and space.ack_at > now:
+                space.ack_at = now
+        self._burst_pacer.begin_pass()
+        datagrams = self.datagrams_to_send(now)
+        if self._mtu_probes_left and self._handshake_confirmed and not self._mtu_probe_in_flight:
+            datagrams += self._mtu_probe(now)
+        return datagrams
+
+    def timer_fired(self, now: float) -> None:
+        """Handle a deadline that `get_timer` gave."""
+        if self._close_at is None:
+            return
+        self.handle_timer(now)
+        if (
+            self._loss._pto_count >= BLACK_HOLE_TIMEOUTS
+            and self._max_datagram_size > BASE_DATAGRAM_SIZE
+        ):
+            # Perhaps the path changed and large datagrams vanish.
+            self._use_datagram_size(BASE_DATAGRAM_SIZE)
+            self._mtu_probes_left = MTU_PROBES
+
+    def _mtu_probe(self, now: float) -> list[tuple[bytes, Any]]:
+        path = self._network_paths[0]
+        if not path.is_validated or self._state is not QuicConnectionState.CONNECTED:
+            return []
+        builder = QuicPacketBuilder(
+            host_cid=self.host_cid,
+            is_client=self._is_client,
+            max_datagram_size=self._wanted_datagram_size,
+            packet_number=self._packet_number,
+            peer_cid=self._peer_cid.cid,
+            version=self._version or 0,
+        )
+        builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[tls.Epoch.ONE_RTT])
+        builder.start_frame(QuicFrameType.PING, handler=self._on_mtu_probe_delivery)
+        padding = builder.start_frame(QuicFrameType.PADDING)
+        padding.push_bytes(bytes(builder.remaining_buffer_space))
+        self._mtu_probes_left -= 1
+        self._mtu_probe_in_flight = True
+        return self._flush_builder(
+            builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now
+        )
+
+    def _on_mtu_probe_delivery(self, delivery: QuicDeliveryState) -> None:
+        self._mtu_probe_in_flight = False
+        if delivery is QuicDeliveryState.ACKED:
+            self._mtu_probes_left = 0
+            self._use_datagram_size(self._wanted_datagram_size)
+
+    def _use_datagram_size(self, size: int) -> None:
+        self._max_datagram_size = size
+        self._burst_pacer.set_max_datagram_size(size)
+        self._loss._cc._max_datagram_size = size  # type: ignore[attr-defined]
+
+    # Streams
+
+    @property
+    def openable_streams(self) -> int:
+        """How many more streams the peer's limit lets us open."""
+        return max(0, self._remote_max_streams_bidi - self._local_next_stream_id_bidi // 4)
+
+    def open_stream(self) -> int:
+        """Open a bidirectional stream; nothing is sent yet. Returns its id."""
+        stream_id = self.get_next_available_stream_id()
+        self._get_or_create_stream_for_send(stream_id)
+        return stream_id
+
+    def knows_stream(self, stream_id: int) -> bool:
+        """Whether aioquic keeps state of the stream: it forgets finished ones."""
+        return stream_id in self._streams
+
+    def unsent(self, stream_id: int) -> int:
+        """Bytes written to the stream that were never sent."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
+
+    def stop_receiving(self, stream_id: int, code: int) -> None:
+        """Send STOP_SENDING, unless the peer has already sent everything."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            stream.receiver.stop(code)
+
+    def stop_sending(self, stream_id: int, code: int) -> None:
+        """Send RESET_STREAM, unless everything was acknowledged, and free the send buffer."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.sender.is_finished:
+            stream.sender.reset(code)
+            stream.sender._buffer = bytearray()
+
+    # Credit
+
+    @property
+    def bytes_received(self) -> int:
+        """Stream bytes that count against the connection's limit."""
+        return self._local_max_data.used
+
+    def undelivered(self, stream_id: int, delivered: int) -> int:
+        """Bytes of the stream that count as received but will never be delivered, after a reset."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.receiver.highest_offset - delivered
+
+    def raise_connection_limit(self, limit: int) -> None:
+        """Let the peer send up to `limit` bytes on all streams together."""
+        self._local_max_data.value = max(limit, self._local_max_data.value)
+
+    def raise_stream_limit(self, stream_id: int, limit: int) -> None:
+        """Let the peer send up to offset `limit` on one stream."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            stream.max_stream_data_local = max(limit, stream.max_stream_data_local)
+
+    @override
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: StockStream
+    ) -> None:
+        if stream.max_stream_data_local_sent == stream.max_stream_data_local:
+            return
+        # The stock method doubles the limit when half of it has arrived, then writes the frame
+        # if the limit is news. With nothing arrived it only writes.
+        receiver = stream.receiver
+        arrived, receiver.highest_offset = receiver.highest_offset, 0
+        try:
+            super()._write_stream_limits(builder, space, stream)
+        finally:
+            receiver.highest_offset = arrived
+
+    @override
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        data, streams = self._local_max_data, self._local_max_streams_bidi
+        if data.sent == data.value and streams.sent == streams.value:
+            return
+        arrived, data.used = data.used, 0
+        try:
+            super()._write_connection_limits(builder, space)
+        finally:
+            data.used = arrived

@@ -1,0 +1,516 @@
+"""One connection on an endpoint, from its first packet to its last.
+
+Drives an `AioquicConnection` sans-IO: datagrams, the clock and the application's calls go in;
+datagrams, a deadline and calls to `QuicConnection` and `QuicStream` come out. A peer is
+surfaced only after its certificate was checked, a dialled one only after the handshake is
+confirmed: until then the server may still refuse our certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from aioquic.quic import events
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.tls import AlertDescription
+
+from dep2p_daemon.errors import (
+    AuthenticationError,
+    ConnectionClosedError,
+    Dep2pError,
+    UnreachableError,
+)
+from dep2p_daemon.multiaddr import Multiaddr
+from dep2p_daemon.muxed import CloseCode, Direction
+from dep2p_daemon.quic.connection import QuicConnection
+from dep2p_daemon.quic.flow_control import ReceiveWindow
+from dep2p_daemon.quic.libp2p_tls import ALPN, prove_peer
+from dep2p_daemon.quic.reasons import explain_end, explain_failed_handshake
+from dep2p_daemon.quic.stream import QuicStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.quic.aioquic_connection import AioquicConnection
+    from dep2p_daemon.quic.endpoint import Endpoint
+    from dep2p_daemon.udp.demultiplexer import SocketAddress
+
+MAX_CLOSE_MESSAGE: Final = 256
+"""Bytes of a close message that go on the wire: it has to fit one packet."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Session:
+    """A connection's driver. Made and owned by an `Endpoint`."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        quic: AioquicConnection,
+        *,
+        direction: Direction,
+        address: SocketAddress,
+        local: bytes | None,
+        expected_peer: PeerId | None,
+        now: float,
+        on_established: Callable[[QuicConnection], None],
+        on_failed: Callable[[Dep2pError], None],
+    ) -> None:
+        context = endpoint.context
+        settings = context.settings
+        self.endpoint = endpoint
+        self.quic = quic
+        self.direction = direction
+        self.address = address
+        self.local = local
+        """The local IP to send from; None leaves it to the kernel, which a client's roaming needs."""
+        self.connection: QuicConnection | None = None
+        self.streams: dict[int, QuicStream] = {}
+        self.connection_ids: set[bytes] = set()
+        """The ids under which the endpoint finds this session."""
+        self.reset_token: bytes | None = None
+        """The peer's token under which the endpoint finds this session."""
+        self.is_dirty = False
+        self.is_over = False
+        self.deadline: float | None = None
+        self.queued: list[float] = []
+        self._context = context
+        self._settings = settings
+        self._expected_peer = expected_peer
+        self._on_established = on_established
+        self._on_failed = on_failed
+        self._is_established = False
+        self._handshake_deadline = (
+            now + settings.handshake_timeout if direction is Direction.INBOUND else None
+        )
+        self._window = ReceiveWindow(
+            settings.initial_connection_window, settings.max_connection_window
+        )
+        self._accounted = 0
+        self._hit = local
+        """The local IP that the last datagram came to."""
+        self._ended_streams: dict[int, QuicStream] = {}
+        """Over for us; aioquic still waits for the peer."""
+        self._full_streams: set[QuicStream] = set()
+        """Streams whose writer waits for room."""
+        self._unacknowledged = 0
+        self._has_written = False
+        self._handlers: dict[type[events.QuicEvent], Callable[[Any], None]] = {
+            events.ConnectionIdIssued: self._on_connection_id_issued,
+            events.ConnectionIdRetired: self._on_connection_id_retired,
+            events.HandshakeCompleted: self._on_handshake_completed,
+            events.StopSendingReceived: self._on_stop_sending,
+            events.StreamReset: self._on_stream_reset,
+        }
+
+    # Packets and time: for the endpoint
+
+    def receive(
+        self, datagrams: list[bytes], address: SocketAddress, local: bytes | None, now: float
+    ) -> None:
+        """Take datagrams of one sender in."""
+        if local is not None:
+            self._hit = local
+            if self.direction is Direction.INBOUND:
+                self.local = local
+        self._unacknowledged += len(datagrams)
+        self.quic.receive_batch(datagrams, address, now)
+        self._process(now)
+
+    def timer_fired(self, now: float) -> None:
+        """The deadline has come."""
+        if self._handshake_deadline is not None and now >= self._handshake_deadline:
+            self._end(
+                ConnectionClosedError("the handshake took too long", reason="HANDSHAKE_TIMEOUT")
+            )
+            return
+        keep_alive_at = self._keep_alive_at()
+        if keep_alive_at is not None and now >= keep_alive_at:
+            self.quic.send_ping(0)
+        self.quic.timer_fired(now)
+        self._process(now)
+
+    def transmit(self, now: float) -> list[tuple[bytes, SocketAddress]]:
+        """Return what is to be sent, each datagram with its destination."""
+        acknowledge = self._has_written or self._unacknowledged >= 2
+        if acknowledge:
+            self._unacknowledged = 0
+            self._has_written = False
+        datagrams = self.quic.transmit(now, acknowledge=acknowledge)
+        if self._full_streams:
+            self._wake_writers()
+        if self._ended_streams:
+            for stream_id in [i for i in self._ended_streams if not self.quic.knows_stream(i)]:
+                del self._ended_streams[stream_id]
+        self._drain()
+        return datagrams
+
+    def next_deadline(self) -> float | None:
+        """When `timer_fired` wants to be called; None when the connection is over."""
+        deadline = self.quic.get_timer()
+        if deadline is None:
+            return None
+        if self._handshake_deadline is not None:
+            deadline = min(deadline, self._handshake_deadline)
+        keep_alive_at = self._keep_alive_at()
+        return deadline if keep_alive_at is None else min(deadline, keep_alive_at)
+
+    def _keep_alive_at(self) -> float | None:
+        idle_since = self.quic.idle_since
+        if not self._is_established or self.direction is Direction.INBOUND or idle_since is None:
+            return None
+        return idle_since + min(self._settings.keep_alive_interval, self.quic.idle_timeout / 2)
+
+    # The end
+
+    def close(self, code: int, message: str) -> None:
+        """End the connection and tell the peer. Idempotent."""
+        if self.is_over:
+            return
+        reason = message.encode()[:MAX_CLOSE_MESSAGE].decode(errors="ignore")
+        self.quic.close(error_code=code, reason_phrase=reason)
+        self._end(
+            ConnectionClosedError(
+                f"the connection was closed by this side{': ' + message if message else ''}",
+                code=code,
+            )
+        )
+
+    def refuse(self, code: int, message: str) -> None:
+        """End an inbound connection that cannot be taken on."""
+        _log.info("connection refused", reason=message, address=self.address[0])
+        self.close(code, message)
+
+    def evict(self) -> None:
+        """End the connection because its unread bytes are too many."""
+        _log.warning(
+            "connection closed",
+            reason="RECEIVE_MEMORY",
+            unread_bytes=self.unread_bytes,
+            address=self.address[0],
+        )
+        self.close(CloseCode.RESOURCE_LIMIT_EXCEEDED, "out of receive memory")
+
+    @property
+    def is_dialling(self) -> bool:
+        """True until a dial has succeeded or failed."""
+        return self.direction is Direction.OUTBOUND and not (self._is_established or self.is_over)
+
+    def unreachable(self, code: int) -> None:
+        """End a dial whose packets cannot get there, as the errno `code` says."""
+        refused = code == errno.ECONNREFUSED
+        self._end(
+            UnreachableError(
+                "nobody listens on that UDP port"
+                if refused
+                else f"the network says: {os.strerror(code)}",
+                reason="CONNECTION_REFUSED" if refused else "NETWORK_UNREACHABLE",
+            )
+        )
+
+    def stateless_reset(self) -> None:
+        """The peer says that it knows nothing of this connection."""
+        self.quic.end_by_stateless_reset()
+        self._end(
+            ConnectionClosedError(
+                "the peer has lost the connection: it was restarted",
+                reason="STATELESS_RESET",
+                remote=True,
+            )
+        )
+
+    def crashed(self) -> None:
+        """Something in here raised: end this connection only."""
+        self.quic.close(error_code=QuicErrorCode.INTERNAL_ERROR, frame_type=QuicFrameType.PADDING)
+        self._end(ConnectionClosedError("an internal error", reason="INTERNAL"))
+
+    def _end(self, error: Dep2pError) -> None:
+        """Tell everybody; what is left to send goes with the next transmit."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self._handshake_deadline = None
+        closed = (
+            error
+            if isinstance(error, ConnectionClosedError)
+            else ConnectionClosedError(error.message, reason=error.reason)
+        )
+        for stream in [*self.streams.values(), *self._ended_streams.values()]:
+            stream.on_connection_closed(closed)
+        self.streams.clear()
+        self._ended_streams.clear()
+        self._full_streams.clear()
+        self._context.memory.used -= self._accounted
+        self._accounted = 0
+        if self.connection is not None:
+            self.connection.on_closed(closed)
+        if not self._is_established:
+            self._on_failed(error)
+        self.endpoint.mark_dirty(self)
+
+    # Streams: for QuicConnection and QuicStream
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that arrived and were not consumed."""
+        return self._accounted
+
+    def open_stream(self) -> QuicStream | None:
+        """Open a stream; None while the peer allows no more."""
+        if not self.quic.openable_streams:
+            return None
+        return self._add_stream(self.quic.open_stream(), Direction.OUTBOUND)
+
+    def send_buffer_room(self, stream: QuicStream) -> int:
+        """Bytes that may be written now."""
+        return self._settings.send_buffer - self.quic.unsent(stream.id)
+
+    def wait_for_room(self, stream: QuicStream) -> asyncio.Future[None]:
+        """Return a future that is done when half of the send buffer is free."""
+        self._full_streams.add(stream)
+        return asyncio.get_running_loop().create_future()
+
+    def write(self, stream: QuicStream, data: bytes) -> None:
+        """Queue bytes."""
+        self.quic.send_stream_data(stream.id, data)
+        stream.traffic.sent += len(data)
+        stream.connection.traffic.sent += len(data)
+        self._written()
+
+    def finish(self, stream: QuicStream) -> None:
+        """Queue the end of our half."""
+        self.quic.send_stream_data(stream.id, b"", end_stream=True)
+        self._written()
+        self.on_half_ended(stream)
+
+    def reset(self, stream: QuicStream, code: int) -> None:
+        """Reset our half and ask the peer to reset its own."""
+        if not self.is_over:
+            self.quic.stop_sending(stream.id, code)
+            self.quic.stop_receiving(stream.id, code)
+            self._written()
+
+    def stop(self, stream: QuicStream, code: int) -> None:
+        """Ask the peer to send no more."""
+        if not self.is_over:
+            self.quic.stop_receiving(stream.id, code)
+            self._written()
+
+    def on_half_ended(self, stream: QuicStream) -> None:
+        """One half of the stream has ended: forget it once both have."""
+        if stream.closed and self.streams.pop(stream.id, None) is not None:
+            self._full_streams.discard(stream)
+            self._ended_streams[stream.id] = stream
+
+    def on_consumed(self, stream: QuicStream, count: int) -> None:
+        """The reader took bytes: move the windows on."""
+        if self.is_over:
+            return
+        if stream.window.consume(count) and stream.receiving:
+            now = self.endpoint.clock()
+            rtt = self.quic.rtt or 0.0
+            limit = stream.window.announce(now, rtt, self._context.memory.allows_growth)
+            if self._context.memory.allows_growth:
+                self._window.keep_above(stream.window.size * 3 // 2)
+            self.quic.raise_stream_limit(stream.id, limit)
+            self.endpoint.mark_dirty(self)
+        self._consume(count)
+
+    def _consume(self, count: int) -> None:
+        if self._window.consume(count):
+            limit = self._window.announce(
+                self.endpoint.clock(), self.quic.rtt or 0.0, self._context.memory.allows_growth
+            )
+            self.quic.raise_connection_limit(limit)
+            self.endpoint.mark_dirty(self)
+        self._account()
+
+    def _account(self) -> None:
+        unread = self.quic.bytes_received - self._window.consumed
+        self._context.memory.used += unread - self._accounted
+        self._accounted = unread
+
+    def _written(self) -> None:
+        self._has_written = True
+        self.endpoint.mark_dirty(self)
+
+    def _wake_writers(self) -> None:
+        low = self._settings.send_buffer // 2
+        for stream in [s for s in self._full_streams if self.quic.unsent(s.id) <= low]:
+            self._full_streams.discard(stream)
+            stream.on_room()
+
+    def _add_stream(self, stream_id: int, direction: Direction) -> QuicStream:
+        assert self.connection is not None
+        window = ReceiveWindow(
+            self._settings.initial_stream_window, self._settings.max_stream_window
+        )
+        stream = QuicStream(self.connection, self, stream_id, direction, window)
+        self.streams[stream_id] = stream
+        return stream
+
+    # What aioquic tells
+
+    def _process(self, now: float) -> None:
+        """Handle what aioquic found in packets or on a timer."""
+        self._drain()
+        if self.is_over:
+            return
+        quic = self.quic
+        termination = quic.termination or quic.close_pending
+        if termination is not None:
+            self._end(self._explain(termination, remote=quic.termination is not None))
+            return
+        connection = self.connection
+        if connection is not None:
+            if not self._is_established and quic.handshake_confirmed:
+                self._establish()
+            connection.rtt = quic.rtt
+            if connection.wants_streams and quic.openable_streams:
+                connection.on_openable(quic.openable_streams)
+            self._account()
+            if self._context.memory.exceeded:
+                self._context.relieve_memory()
+            self._follow_peer(connection)
+        self.endpoint.mark_dirty(self)
+
+    def _drain(self) -> None:
+        """Hand events out; what arrived for one stream goes to it in one piece."""
+        next_event = self.quic.next_event
+        pieces: list[bytes] = []
+        stream_id = -1
+        while (event := next_event()) is not None:
+            if isinstance(event, events.StreamDataReceived):
+                if event.stream_id != stream_id:
+                    if pieces:
+                        self._on_stream_data(stream_id, pieces, end=False)
+                        pieces = []
+                    stream_id = event.stream_id
+                pieces.append(event.data)
+                if event.end_stream:
+                    self._on_stream_data(stream_id, pieces, end=True)
+                    pieces = []
+                continue
+            if pieces:
+                self._on_stream_data(stream_id, pieces, end=False)
+                pieces = []
+            handler = self._handlers.get(type(event))
+            if handler is not None:
+                handler(event)
+        if pieces:
+            self._on_stream_data(stream_id, pieces, end=False)
+
+    def _on_stream_data(self, stream_id: int, pieces: list[bytes], *, end: bool) -> None:
+        if self.is_over or self.connection is None:
+            return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        stream = self._find_stream(stream_id)
+        stream.delivered += len(data)
+        self.connection.traffic.received += len(data)
+        if not stream.receiving:
+            self._consume(len(data))  # nobody wants it any more
+            return
+        stream.on_data(data)
+        if end:
+            stream.on_end()
+
+    def _find_stream(self, stream_id: int) -> QuicStream:
+        stream = self.streams.get(stream_id) or self._ended_streams.get(stream_id)
+        if stream is None:
+            stream = self._add_stream(stream_id, Direction.INBOUND)
+            assert self.connection is not None
+            self.connection.on_stream(stream)
+        return stream
+
+    def _on_stream_reset(self, event: events.StreamReset) -> None:
+        if self.is_over or self.connection is None:
+            return
+        stream = self._find_stream(event.stream_id)
+        # What the peer sent and we never got counts as consumed: it will not come.
+        missing = self.quic.undelivered(event.stream_id, stream.delivered)
+        stream.delivered += missing
+        if stream.receiving:
+            stream.on_reset(event.error_code)
+        self._consume(missing)
+
+    def _on_stop_sending(self, event: events.StopSendingReceived) -> None:
+        if self.is_over or self.connection is None:
+            return
+        stream = self._find_stream(event.stream_id)
+        if stream.sending:
+            stream.on_stop_sending(event.error_code)
+
+    def _on_connection_id_issued(self, event: events.ConnectionIdIssued) -> None:
+        self.endpoint.register(self, event.connection_id)
+
+    def _on_connection_id_retired(self, event: events.ConnectionIdRetired) -> None:
+        self.endpoint.unregister(self, event.connection_id)
+
+    def _on_handshake_completed(self, event: events.HandshakeCompleted) -> None:
+        if self.is_over:
+            return
+        try:
+            if event.alpn_protocol != ALPN:
+                raise AuthenticationError("the peer does not speak libp2p", reason="NOT_LIBP2P")
+            proven = prove_peer(
+                self.quic.peer_certificates,
+                now=datetime.datetime.now(datetime.UTC),
+                expected=self._expected_peer,
+            )
+        except AuthenticationError as error:
+            self.quic.close(
+                error_code=QuicErrorCode.CRYPTO_ERROR + AlertDescription.bad_certificate,
+                frame_type=QuicFrameType.CRYPTO,
+                reason_phrase=error.reason,
+            )
+            self._end(error)
+            return
+        self._handshake_deadline = None
+        self.quic.forget_handshake()
+        self.connection = QuicConnection(
+            self,
+            local_peer=self._context.local_peer,
+            proven=proven,
+            direction=self.direction,
+            local_address=self._local_multiaddr(),
+            remote_address=Multiaddr.for_udp(self.address[0], self.address[1]),
+        )
+        self.endpoint.watch_reset_token(self)
+        if self.direction is Direction.INBOUND:
+            self._establish()
+
+    def _establish(self) -> None:
+        assert self.connection is not None
+        self._is_established = True
+        self._on_established(self.connection)
+
+    def _local_multiaddr(self) -> Multiaddr:
+        host, port = self.endpoint.local_host, self.endpoint.local_port
+        if self._hit is not None:
+            family = socket.AF_INET if len(self._hit) == 4 else socket.AF_INET6
+            host = socket.inet_ntop(family, self._hit)
+        return Multiaddr.for_udp(host, port)
+
+    def _follow_peer(self, connection: QuicConnection) -> None:
+        address = self.quic.validated_peer_address
+        if address is not None and address != self.address:
+            _log.debug(
+                "peer moved", connection=connection.id, before=self.address[0], now=address[0]
+            )
+            self.address = address
+            connection.remote_address = Multiaddr.for_udp(address[0], address[1])
+
+    def _explain(self, event: events.ConnectionTerminated, *, remote: bool) -> Dep2pError:
+        """Say what aioquic's terse event means for whoever holds or waits for the connection."""
+        code, phrase = event.error_code, event.reason_phrase
+        if self._is_established:
+            return explain_end(code, event.frame_type, phrase, remote=remote)
+        return explain_failed_handshake(code, event.frame_type, phrase, remote=remote)

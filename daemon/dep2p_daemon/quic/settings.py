@@ -1,0 +1,61 @@
+"""What can be set about QUIC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from dep2p_daemon.udp.settings import UdpSettings
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuicSettings:
+    """Limits and sizes of the QUIC transport. Sizes are bytes, times are seconds."""
+
+    max_datagram_size: int = 1400
+    """Largest UDP payload to send. Handshakes use 1200; more is used once a probe got through."""
+    idle_timeout: float = 30.0
+    """A connection that hears nothing for so long is gone."""
+    keep_alive_interval: float = 15.0
+    """The dialling side pings after so long a silence; NAT mappings often die at 30 s."""
+    handshake_timeout: float = 10.0
+    """An inbound handshake that takes longer is dropped."""
+
+    max_inbound_streams: int = 256
+    """Streams that a peer may have open at a time on one connection."""
+    initial_stream_window: int = 512 * KIB
+    """Bytes a peer may send on a new stream before anything is read."""
+    max_stream_window: int = 6 * MIB
+    """What a stream's window may grow to while its reader consumes."""
+    initial_connection_window: int = 1 * MIB
+    """The same for all streams of a connection together."""
+    max_connection_window: int = 12 * MIB
+    """What a connection's window may grow to."""
+    receive_memory: int = 256 * MIB
+    """Unread bytes of all connections. From half of it on no window grows; beyond it the
+    connection with most unread bytes is closed."""
+    send_buffer: int = 256 * KIB
+    """Bytes of a stream that wait to be sent before `write` waits; it goes on at half of it."""
+
+    max_connections: int = 4096
+    """Connections of one transport, in both directions; more inbound ones are refused."""
+    max_half_open: int = 256
+    """Inbound handshakes in progress on one socket; further ones wait for the client's retry."""
+    max_half_open_per_ip: int = 64
+    """The same for one IPv4 address or IPv6 /64."""
+    retry_threshold: int = 64
+    """From so many inbound handshakes on, clients must first prove their address (Retry)."""
+    accept_backlog: int = 256
+    """Authenticated inbound connections that may wait for `accept`; further ones are refused."""
+
+    worker_id: int = 0
+    """First byte of our connection ids: which worker a datagram is for (0-255)."""
+    stateless_reset_key: bytes | None = field(default=None, repr=False)
+    """32 secret bytes that outlive a restart; None derives them from the node key."""
+    stateless_resets_per_second: float = 50.0
+    """Upper bound of stateless resets and Version Negotiations sent by one socket."""
+
+    udp: UdpSettings = field(default_factory=UdpSettings)
