@@ -6,15 +6,17 @@ import asyncio
 import resource
 import sys
 import time
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import dep2p
-from bench.processes import BIN, DaemonProcess, environment
+from bench.processes import Usage, network
 from bench.report import Figure
+from tests.e2e.processes import BIN, environment
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from tests.e2e.processes import Daemon
 
 GB = 1e9
 RUNS = 3
@@ -23,24 +25,10 @@ BULK = 200_000_000
 ECHO = "/dep2p/echo/1.0.0"
 SINK = "/bench/sink/1.0.0"
 
-PEER = "[perf]\nenabled = true\n"
-RELAY = (
-    "[relay_server]\n"
-    "max_reservations = 2000\nmax_reservations_per_ip = 2000\nmax_circuits = 200\n"
-    "max_circuits_per_source = 100\nmax_circuits_per_target = 100\nrate = 0\n"
-    "[limits]\nmax_connections = 4000\nmax_inbound_connections = 4000\n"
-)
-LOOPBACK = ("--listen=127.0.0.1", "--port=0")
 
-
-def peer(name: str) -> DaemonProcess:
-    """An ordinary node that serves perf."""
-    return DaemonProcess(name, *LOOPBACK, config=PEER)
-
-
-def relay() -> DaemonProcess:
-    """A relay with its limits raised."""
-    return DaemonProcess("relay", *LOOPBACK, "--preset=relay", config=RELAY)
+def cpu_seconds(daemon: Daemon) -> float:
+    """What a daemon has used so far."""
+    return Usage.of(daemon.pid).cpu_seconds
 
 
 async def bulk(node: dep2p.Node, target: str, size: int) -> None:
@@ -55,15 +43,15 @@ async def direct(transport: str, at_most: float, size: int) -> list[Figure]:
     sender = Figure(f"direct {transport}, /perf, sending daemon", "s/GB", at_most=at_most)
     receiver = Figure(f"direct {transport}, /perf, receiving daemon", "s/GB", at_most=at_most)
     speed = Figure(f"direct {transport}, /perf, throughput", "MB/s")
-    async with peer("a") as a, peer("b") as b, dep2p.connect(a.socket) as node:
+    async with network("a", "b") as (a, b), dep2p.connect(a.socket) as node:
         await node.dial(b.address(transport))
         await bulk(node, b.peer_id, size // 10)
         for _ in range(RUNS):
-            cpu_a, cpu_b, start = a.usage.cpu_seconds, b.usage.cpu_seconds, time.monotonic()
+            cpu_a, cpu_b, start = cpu_seconds(a), cpu_seconds(b), time.monotonic()
             await bulk(node, b.peer_id, size)
             speed.samples.append(size / 1e6 / (time.monotonic() - start))
-            sender.samples.append((a.usage.cpu_seconds - cpu_a) / size * GB)
-            receiver.samples.append((b.usage.cpu_seconds - cpu_b) / size * GB)
+            sender.samples.append((cpu_seconds(a) - cpu_a) / size * GB)
+            receiver.samples.append((cpu_seconds(b) - cpu_b) / size * GB)
     return [sender, receiver, speed]
 
 
@@ -83,8 +71,7 @@ async def open_stream_bulk() -> list[Figure]:
     receiver = Figure("OpenStream over direct quic-v1, receiving daemon", "s/GB")
     client = Figure("OpenStream over direct quic-v1, both Python clients in one process", "s/GB")
     async with (
-        peer("a") as a,
-        peer("b") as b,
+        network("a", "b") as (a, b),
         dep2p.connect(a.socket) as node_a,
         dep2p.connect(b.socket) as node_b,
     ):
@@ -100,7 +87,7 @@ async def open_stream_bulk() -> list[Figure]:
         for _ in range(RUNS):
             usage = resource.getrusage(resource.RUSAGE_SELF)
             own = usage.ru_utime + usage.ru_stime
-            cpu_a, cpu_b = a.usage.cpu_seconds, b.usage.cpu_seconds
+            cpu_a, cpu_b = cpu_seconds(a), cpu_seconds(b)
             async with node_b.listen(SINK) as listener, asyncio.TaskGroup() as group:
                 received = group.create_task(sink(listener))
                 async with await node_a.open_stream(b.peer_id, [SINK]) as stream:
@@ -110,8 +97,8 @@ async def open_stream_bulk() -> list[Figure]:
                     await received
             usage = resource.getrusage(resource.RUSAGE_SELF)
             client.samples.append((usage.ru_utime + usage.ru_stime - own) / BULK * GB)
-            sender.samples.append((a.usage.cpu_seconds - cpu_a) / BULK * GB)
-            receiver.samples.append((b.usage.cpu_seconds - cpu_b) / BULK * GB)
+            sender.samples.append((cpu_seconds(a) - cpu_a) / BULK * GB)
+            receiver.samples.append((cpu_seconds(b) - cpu_b) / BULK * GB)
     return [sender, receiver, client]
 
 
@@ -120,9 +107,7 @@ async def circuit(transport: str, at_most: float, size: int) -> list[Figure]:
     figure = Figure(f"stream circuit over {transport}, relay", "s/GB", at_most=at_most)
     speed = Figure(f"stream circuit over {transport}, throughput", "MB/s")
     async with (
-        relay() as r,
-        peer("a") as a,
-        peer("b") as b,
+        network("relay", "a", "b") as (r, a, b),
         dep2p.connect(a.socket) as node_a,
         dep2p.connect(b.socket) as node_b,
     ):
@@ -131,10 +116,10 @@ async def circuit(transport: str, at_most: float, size: int) -> list[Figure]:
         await node_a.dial(target, policy="relayed")
         await bulk(node_a, b.peer_id, size // 10)
         for _ in range(RUNS):
-            cpu, start = r.usage.cpu_seconds, time.monotonic()
+            cpu, start = cpu_seconds(r), time.monotonic()
             await bulk(node_a, b.peer_id, size)
             speed.samples.append(size / 1e6 / (time.monotonic() - start))
-            figure.samples.append((r.usage.cpu_seconds - cpu) / size * GB)
+            figure.samples.append((cpu_seconds(r) - cpu) / size * GB)
     return [figure, speed]
 
 
@@ -152,9 +137,7 @@ async def circuit_setup() -> list[Figure]:
     """50 circuits in turn, from Dial to connected."""
     figure = Figure("circuit set-up over quic-v1, p50 of 50, Dial to Connected", "ms", at_most=40)
     async with (
-        relay() as r,
-        peer("a") as a,
-        peer("b") as b,
+        network("relay", "a", "b") as (r, a, b),
         dep2p.connect(a.socket) as node_a,
         dep2p.connect(b.socket) as node_b,
     ):
@@ -173,7 +156,7 @@ async def idle_reservations() -> list[Figure]:
     """A relay that holds 500 reservations of 500 identities, and does nothing else."""
     memory = Figure("relay with 500 reservations, memory", "MB", at_most=200)
     idle = Figure("relay with 500 reservations, CPU when idle", "% of a core", at_most=5)
-    async with relay() as r:
+    async with network("relay") as (r,):
         generator = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -194,11 +177,11 @@ async def idle_reservations() -> list[Figure]:
                 held = (await node.get_node()).reservation_count
             if held != 500:
                 raise RuntimeError(f"{held} reservations are held")
-            memory.samples.append(r.usage.resident_bytes / 1e6)
+            memory.samples.append(Usage.of(r.pid).resident_bytes / 1e6)
             for _ in range(RUNS):
-                before = r.usage.cpu_seconds
+                before = cpu_seconds(r)
                 await asyncio.sleep(20)
-                idle.samples.append((r.usage.cpu_seconds - before) / 20 * 100)
+                idle.samples.append((cpu_seconds(r) - before) / 20 * 100)
         finally:
             generator.stdin.close()
             await generator.wait()
@@ -210,8 +193,9 @@ async def start_up() -> list[Figure]:
     ready = Figure("dep2pd start to ready", "s", at_most=1.2)
     command = Figure("dep2pctl id", "s", at_most=0.4)
     for _ in range(5):
-        async with peer("a") as a:
-            ready.samples.append(a.ready_seconds)
+        start = time.monotonic()
+        async with network("a") as (a,):
+            ready.samples.append(time.monotonic() - start)
             start = time.monotonic()
             process = await asyncio.create_subprocess_exec(
                 str(BIN / "dep2pctl"),
@@ -229,9 +213,7 @@ async def start_up() -> list[Figure]:
 async def echo_latency() -> list[Figure]:
     """OpenStream's echo of 32 bytes over a local connection."""
     figure = Figure("OpenStream echo of 32 bytes, direct quic-v1, p50", "ms", at_most=3)
-    async with AsyncExitStack() as stack:
-        a, b = [await stack.enter_async_context(peer(name)) for name in "ab"]
-        node = await stack.enter_async_context(dep2p.connect(a.socket))
+    async with network("a", "b") as (a, b), dep2p.connect(a.socket) as node:
         await node.dial(b.address("quic-v1"))
         async with await node.open_stream(b.peer_id, [ECHO]) as stream:
             for _ in range(500):
