@@ -8,10 +8,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from tests.e2e.processes import BIN, environment
+
 import dep2p
 from bench.processes import Usage, network
 from bench.report import Figure
-from tests.e2e.processes import BIN, environment
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
