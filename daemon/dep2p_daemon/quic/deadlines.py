@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Timed(Protocol):
-    """Something with a deadline."""
+class Deadline(Generic[T]):
+    """The deadline of its owner; lives in a `DeadlineQueue`."""
 
-    deadline: float | None
-    queued: list[float]
-    """The times of its entries in the heap, the earliest last. The queue's own note."""
+    __slots__ = ("at", "owner", "queued")
 
-
-T = TypeVar("T", bound=Timed)
+    def __init__(self, owner: T) -> None:
+        self.owner: T | None = owner
+        self.at: float | None = None
+        self.queued: list[float] = []
+        """The times of its entries in the heap, the earliest last. The queue's own note."""
 
 
 class DeadlineQueue(Generic[T]):
-    """Which of many items is due. Knows no clock and no loop."""
+    """Which of many owners is due. Knows no clock and no loop."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, T]] = []
+        self._heap: list[tuple[float, int, Deadline[T]]] = []
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -38,24 +41,29 @@ class DeadlineQueue(Generic[T]):
         """When `due` should be called; may be early, never late."""
         return self._heap[0][0] if self._heap else None
 
-    def set(self, item: T, deadline: float | None) -> None:
-        """Set or take away (None) an item's deadline."""
-        item.deadline = deadline
-        if deadline is not None and (not item.queued or deadline < item.queued[-1]):
-            item.queued.append(deadline)
-            heapq.heappush(self._heap, (deadline, next(self._numbers), item))
+    def set(self, deadline: Deadline[T], at: float | None) -> None:
+        """Set a deadline, or take it away (None)."""
+        deadline.at = at
+        if at is not None and (not deadline.queued or at < deadline.queued[-1]):
+            deadline.queued.append(at)
+            heapq.heappush(self._heap, (at, next(self._numbers), deadline))
+
+    def cancel(self, deadline: Deadline[T]) -> None:
+        """Take it away for good, and let go of its owner at once."""
+        deadline.at = None
+        deadline.owner = None
 
     def due(self, now: float) -> list[T]:
-        """Take out and return the items whose deadline has come; they need a new one."""
-        items: list[T] = []
+        """Take out and return the owners whose deadline has come; they need a new one."""
+        owners: list[T] = []
         while self._heap and self._heap[0][0] <= now:
-            _, _, item = heapq.heappop(self._heap)
-            item.queued.pop()
-            if item.deadline is None:
+            deadline = heapq.heappop(self._heap)[2]
+            deadline.queued.pop()
+            if deadline.at is None:
                 continue
-            if item.deadline > now:
-                self.set(item, item.deadline)
-            else:
-                item.deadline = None
-                items.append(item)
-        return items
+            if deadline.at > now:
+                self.set(deadline, deadline.at)
+            elif deadline.owner is not None:
+                deadline.at = None
+                owners.append(deadline.owner)
+        return owners

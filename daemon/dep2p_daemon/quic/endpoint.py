@@ -8,7 +8,7 @@ and a loop.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -20,7 +20,7 @@ from dep2p_daemon.muxed import CloseCode, Direction
 from dep2p_daemon.quic.admission import Admission, RateLimiter, Verdict
 from dep2p_daemon.quic.aioquic_connection import AioquicConnection
 from dep2p_daemon.quic.connection_ids import CONNECTION_ID_LENGTH, RESET_TOKEN_LENGTH
-from dep2p_daemon.quic.deadlines import DeadlineQueue
+from dep2p_daemon.quic.deadlines import Deadline, DeadlineQueue
 from dep2p_daemon.quic.packets import (
     MAX_CONNECTION_ID,
     MIN_CLIENT_CHOSEN_ID,
@@ -105,8 +105,6 @@ class Farewell:
     datagrams: list[bytes]
     local: bytes | None
     received: int = 0
-    deadline: float | None = None
-    queued: list[float] = field(default_factory=list)
 
 
 class Endpoint:
@@ -294,8 +292,6 @@ class Endpoint:
 
         def established(connection: QuicConnection) -> None:
             self._admission.finished(group)
-            # The id that the client chose has served.
-            self.unregister(session, header.destination)
             if self.on_accepted is None or not self.on_accepted(connection):
                 session.refuse(CloseCode.RESOURCE_LIMIT_EXCEEDED, "nobody accepts connections")
 
@@ -321,6 +317,7 @@ class Endpoint:
             on_failed=failed,
         )
         self._add(session)
+        # Known to the end: a late copy of the Initial must not begin another connection.
         self.register(session, header.destination)
         return session
 
@@ -488,7 +485,7 @@ class Endpoint:
     def _remove(self, session: Session, farewell: list[bytes], now: float) -> None:
         self._sessions.discard(session)
         self.context.sessions.discard(session)
-        self._deadlines.set(session, None)
+        self._deadlines.cancel(session.deadline)
         if session.reset_token is not None:
             self._reset_tokens.pop(session.reset_token, None)
         ids, session.connection_ids = session.connection_ids, set()
@@ -496,7 +493,7 @@ class Endpoint:
             entry = Farewell(ids, farewell, session.local)
             for connection_id in ids:
                 self._table[connection_id] = entry
-            self._deadlines.set(entry, now + session.quic.closing_period)
+            self._deadlines.set(Deadline(entry), now + session.quic.closing_period)
         else:
             for connection_id in ids:
                 self._table.pop(connection_id, None)
@@ -538,7 +535,7 @@ class Endpoint:
             session.unreachable(error)
         if session.quic.peer_reset_token != session.reset_token and session.connection is not None:
             self.watch_reset_token(session)
-        self._deadlines.set(session, deadline)
+        self._deadlines.set(session.deadline, deadline)
 
     def _send(self, datagrams: list[tuple[bytes, SocketAddress]], local: bytes | None) -> int:
         """Send, grouping neighbours with the same destination."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import errno
+import math
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,7 @@ from dep2p_daemon.errors import (
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.muxed import CloseCode, Direction
 from dep2p_daemon.quic.connection import QuicConnection
+from dep2p_daemon.quic.deadlines import Deadline
 from dep2p_daemon.quic.flow_control import ReceiveWindow
 from dep2p_daemon.quic.libp2p_tls import ALPN, prove_peer
 from dep2p_daemon.quic.reasons import explain_end, explain_failed_handshake
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.quic.aioquic_connection import AioquicConnection
-    from dep2p_daemon.quic.endpoint import Endpoint
+    from dep2p_daemon.quic.endpoint import Endpoint, Farewell
     from dep2p_daemon.udp.demultiplexer import SocketAddress
 
 MAX_CLOSE_MESSAGE: Final = 256
@@ -71,7 +73,7 @@ class Session:
         self.direction = direction
         self.address = address
         self.local = local
-        """The local IP to send from; None leaves it to the kernel, which a client's roaming needs."""
+        """The local IP to send from; None leaves it to the kernel, as roaming clients need."""
         self.connection: QuicConnection | None = None
         self.streams: dict[int, QuicStream] = {}
         self.connection_ids: set[bytes] = set()
@@ -80,8 +82,7 @@ class Session:
         """The peer's token under which the endpoint finds this session."""
         self.is_dirty = False
         self.is_over = False
-        self.deadline: float | None = None
-        self.queued: list[float] = []
+        self.deadline: Deadline[Session | Farewell] = Deadline(self)
         self._context = context
         self._settings = settings
         self._expected_peer = expected_peer
@@ -103,6 +104,7 @@ class Session:
         """Streams whose writer waits for room."""
         self._unacknowledged = 0
         self._has_written = False
+        self._pinged_at = -math.inf
         self._handlers: dict[type[events.QuicEvent], Callable[[Any], None]] = {
             events.ConnectionIdIssued: self._on_connection_id_issued,
             events.ConnectionIdRetired: self._on_connection_id_retired,
@@ -128,18 +130,26 @@ class Session:
     def timer_fired(self, now: float) -> None:
         """The deadline has come."""
         if self._handshake_deadline is not None and now >= self._handshake_deadline:
+            self.quic.close(
+                error_code=QuicErrorCode.CONNECTION_REFUSED,
+                frame_type=QuicFrameType.PADDING,
+                reason_phrase="handshake timeout",
+            )
             self._end(
                 ConnectionClosedError("the handshake took too long", reason="HANDSHAKE_TIMEOUT")
             )
             return
         keep_alive_at = self._keep_alive_at()
         if keep_alive_at is not None and now >= keep_alive_at:
+            self._pinged_at = now
             self.quic.send_ping(0)
         self.quic.timer_fired(now)
         self._process(now)
 
     def transmit(self, now: float) -> list[tuple[bytes, SocketAddress]]:
         """Return what is to be sent, each datagram with its destination."""
+        if self.is_over and self.quic.close_pending is None:
+            return []
         acknowledge = self._has_written or self._unacknowledged >= 2
         if acknowledge:
             self._unacknowledged = 0
@@ -167,7 +177,8 @@ class Session:
         idle_since = self.quic.idle_since
         if not self._is_established or self.direction is Direction.INBOUND or idle_since is None:
             return None
-        return idle_since + min(self._settings.keep_alive_interval, self.quic.idle_timeout / 2)
+        interval = min(self._settings.keep_alive_interval, self.quic.idle_timeout / 2)
+        return max(idle_since, self._pinged_at) + interval
 
     # The end
 
@@ -306,8 +317,9 @@ class Session:
 
     def on_half_ended(self, stream: QuicStream) -> None:
         """One half of the stream has ended: forget it once both have."""
-        if stream.closed and self.streams.pop(stream.id, None) is not None:
+        if not stream.sending:
             self._full_streams.discard(stream)
+        if stream.closed and self.streams.pop(stream.id, None) is not None:
             self._ended_streams[stream.id] = stream
 
     def on_consumed(self, stream: QuicStream, count: int) -> None:
@@ -445,6 +457,7 @@ class Session:
         if self.is_over or self.connection is None:
             return
         stream = self._find_stream(event.stream_id)
+        self.quic.stop_sending(event.stream_id, event.error_code)
         if stream.sending:
             stream.on_stop_sending(event.error_code)
 

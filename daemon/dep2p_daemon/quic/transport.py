@@ -150,7 +150,9 @@ class QuicTransport(Transport):
     @property
     def drivers(self) -> tuple[EndpointDriver, ...]:
         """The open sockets and their endpoints, for metrics and for the rooms that share them."""
-        self._drivers = [driver for driver in self._drivers if not driver.socket.is_closed]
+        for driver in [driver for driver in self._drivers if driver.socket.is_closed]:
+            self._drivers.remove(driver)
+            self._listeners.pop(driver, None)
         return tuple(self._drivers)
 
     @override
@@ -207,6 +209,9 @@ class QuicTransport(Transport):
         best: EndpointDriver | None = None
         best_rank = 0
         for driver in self.drivers:
+            listener = self._listeners.get(driver)
+            if listener is not None and listener.is_closed:
+                continue
             rank = _suitability(driver, target.version, is_loopback=target.is_loopback)
             if rank > best_rank:
                 best, best_rank = driver, rank

@@ -87,7 +87,7 @@ class UdpSocket:
         self._settings = settings
         self._family = socket.AddressFamily(sock.family)
         name = sock.getsockname()
-        self.host: str = name[0]
+        self.host: str = name[0].partition("%")[0]
         self.port: int = name[1]
         self.demultiplexer = Demultiplexer()
         self.counters = UdpCounters()
@@ -104,7 +104,7 @@ class UdpSocket:
         self._queue: deque[tuple[Sequence[bytes], SocketAddress, bytes | None]] = deque()
         self._queued = 0
         self._closed = False
-        ip = ipaddress.ip_address(self.host.partition("%")[0])
+        ip = ipaddress.ip_address(self.host)
         self.is_wildcard = ip.is_unspecified
         self.is_loopback = ip.is_loopback
         self._gso = settings.offload
