@@ -1,0 +1,75 @@
+"""`dial` and `disconnect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from dep2pctl.app import ApiCommand
+from dep2pctl.as_json import as_json
+from dep2pctl.output import write_fields
+from dep2pctl.param_types import DURATION
+from dep2pctl.session import Session, pass_session
+
+if TYPE_CHECKING:
+    import dep2p
+
+
+@click.command(
+    cls=ApiCommand,
+    examples="""
+    dep2pctl dial 12D3KooW...
+    dep2pctl dial /ip4/203.0.113.7/udp/4001/quic-v1/p2p/12D3KooW...
+    dep2pctl dial /ip4/203.0.113.10/udp/4001/quic-v1/p2p/12D3KooW.../p2p-circuit/p2p/12D3KooW...
+    dep2pctl -o json dial 12D3KooW... --policy direct | jq -r .path
+    """,
+)
+@click.argument("peer")
+@click.option(
+    "--policy",
+    type=click.Choice(["auto", "direct", "relayed"]),
+    default="auto",
+    help="Which paths may be used; auto tries direct addresses and relays. [auto]",
+)
+@click.option("--new", is_flag=True, help="Make a new connection even if there is one.")
+@click.option("--timeout", type=DURATION, default="30s", help="Give up after this time. [30s]")
+@pass_session
+def dial(session: Session, peer: str, policy: dep2p.Policy, new: bool, timeout: float) -> None:
+    """Connect to a peer and tell by which path.
+
+    PEER is a peer id, or an address that ends in /p2p/PEER_ID. Behind a relay it is
+    RELAY_ADDRESS/p2p/RELAY_ID/p2p-circuit/p2p/PEER_ID.
+    """
+
+    async def work(node: dep2p.Node) -> None:
+        from dep2pctl.views import connection_fields
+
+        connection = await node.dial(peer, policy=policy, force_new=new, timeout=timeout)
+        session.show(as_json(connection), lambda: write_fields(connection_fields(connection)))
+
+    session.run(work)
+
+
+@click.command(
+    cls=ApiCommand,
+    examples="""
+    dep2pctl disconnect 12D3KooW...
+    dep2pctl disconnect 12D3KooW... --connection c7
+    """,
+)
+@click.argument("peer")
+@click.option("--connection", default="", help="Close only this connection (ID of `connections`).")
+@pass_session
+def disconnect(session: Session, peer: str, connection: str) -> None:
+    """Close the connections to a peer.
+
+    All connections to PEER (a peer id), or the one named by --connection.
+    """
+
+    async def work(node: dep2p.Node) -> None:
+        count = await node.disconnect(peer, connection)
+        what = "one connection was" if count == 1 else f"{count} connections were"
+        session.show({"closed_count": count}, lambda: click.echo(f"{what} closed"))
+
+    session.run(work)
