@@ -1,0 +1,444 @@
+"""Yamux, without I/O: https://github.com/libp2p/specs/blob/master/yamux/README.md.
+
+Flow:
+  - `receive` takes the peer's bytes and returns what happened.
+  - `write`, `finish`, `reset`, `accept`, `consume` change streams; `output` returns the frames
+    that are due, one of each stream in turn.
+  - `deadline` says when `handle_timer` wants to be called: pings and lingering streams.
+
+Credit goes back to the peer by `consume` only. A window doubles while its reader takes half of
+it within two round trips: then the window is what limits the transfer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from dep2p_daemon.errors import ConnectionClosedError, LocalError, ProtocolViolationError
+from dep2p_daemon.tcp import yamux_frame as frame
+from dep2p_daemon.tcp.yamux_events import (
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    RoundTripMeasured,
+    StreamAcknowledged,
+    StreamEnded,
+    StreamOpened,
+    StreamRefused,
+    StreamReset,
+)
+from dep2p_daemon.tcp.yamux_frame import HEADER, HEADER_BYTES, INITIAL_WINDOW, GoAwayCode
+from dep2p_daemon.tcp.yamux_keepalive import Keepalive
+from dep2p_daemon.tcp.yamux_stream import (
+    READABLE,
+    WRITABLE,
+    StreamInput,
+    StreamState,
+    YamuxStreamState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dep2p_daemon.muxed import Buffer
+    from dep2p_daemon.tcp.settings import YamuxSettings
+
+YAMUX_PROTOCOL: Final = "/yamux/1.0.0"
+MAX_UNACKNOWLEDGED: Final = 256
+"""Our streams that the peer has not acknowledged yet; the specification's ACK backlog."""
+MAX_PAYLOAD: Final = 65519 - HEADER_BYTES
+"""Bytes of one frame that we send: with its header it fills one Noise frame."""
+
+
+class YamuxSession:
+    """One side of a session. The client's streams are odd, the server's even."""
+
+    def __init__(
+        self,
+        *,
+        client: bool,
+        settings: YamuxSettings,
+        now: float,
+        may_grow: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._settings = settings
+        self._may_grow = may_grow
+        self._remote_parity = 0 if client else 1
+        self._next_id = 1 if client else 2
+        self._streams: dict[int, YamuxStreamState] = {}
+        self._inbound = 0
+        self._unaccepted = 0
+        self._unacknowledged = 0
+        self._growth = 0
+        self._control = bytearray()
+        self._ready: deque[YamuxStreamState] = deque()
+        self._drained: list[int] = []
+        self._lingering: dict[int, float] = {}
+        self._header = b""
+        self._body: YamuxStreamState | None = None
+        self._body_left = 0
+        self._body_fin = False
+        self._go_away: GoAwayCode | None = None
+        self._go_away_sent = False
+        self.remote_gone_away = False
+        """The peer takes no more streams."""
+        self.queued = 0
+        """Bytes of all streams that wait to be sent."""
+        self._keepalive = Keepalive(
+            now, interval=settings.keepalive_interval, timeout=settings.keepalive_timeout
+        )
+
+    # What the application does.
+
+    @property
+    def can_open(self) -> bool:
+        """Whether the peer has room for one more stream that it has not seen yet."""
+        return self._unacknowledged < MAX_UNACKNOWLEDGED
+
+    def open(self, now: float) -> int:
+        """Open a stream and return its id. Raises ConnectionClosedError after a go-away."""
+        if self.remote_gone_away or self._go_away is not None:
+            raise ConnectionClosedError("the connection takes no more streams", reason="GO_AWAY")
+        if self._next_id > frame.MAX_STREAM_ID:
+            raise ConnectionClosedError("the stream ids are used up", reason="STREAM_IDS_EXHAUSTED")
+        stream = YamuxStreamState(self._next_id, inbound=False, now=now)
+        self._next_id += 2
+        self._streams[stream.id] = stream
+        self._unacknowledged += 1
+        self._control += frame.encode(frame.WINDOW_UPDATE, frame.SYN, stream.id, 0)
+        return stream.id
+
+    def accept(self, stream_id: int) -> None:
+        """Acknowledge a stream that the peer opened."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.inbound and not stream.acknowledged:
+            stream.acknowledged = True
+            self._unaccepted -= 1
+            self._control += frame.encode(frame.WINDOW_UPDATE, frame.ACK, stream_id, 0)
+
+    def write(self, stream_id: int, data: Buffer) -> None:
+        """Queue bytes; `data` must not change afterwards. Raises LocalError after `finish`."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.fin_requested or stream.state not in WRITABLE:
+            raise LocalError("write on a stream whose half is closed", reason="STREAM_CLOSED")
+        if data:
+            stream.push(data)
+            self.queued += len(data)
+            self._schedule(stream)
+
+    def queued_on(self, stream_id: int) -> int:
+        """Bytes of this stream that wait to be sent."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.queued
+
+    def finish(self, stream_id: int, now: float) -> None:
+        """Close our half once all that is queued has been sent. Idempotent."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.state in WRITABLE:
+            stream.fin_requested = True
+            self._schedule(stream)
+            self._linger(stream, now)
+
+    def reset(self, stream_id: int) -> None:
+        """End both halves at once. Idempotent."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._control += frame.encode(frame.WINDOW_UPDATE, frame.RST, stream_id, 0)
+            stream.step(StreamInput.RESET)
+            self._forget(stream)
+
+    def ignore(self, stream_id: int, now: float) -> None:
+        """Drop what still arrives on a stream, and give no more credit for it."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.ignored:
+            stream.ignored = True
+            self._linger(stream, now)
+
+    def consume(self, stream_id: int, count: int, now: float) -> None:
+        """Give credit for bytes that were read; a negative count takes it back."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.ignored or stream.state not in READABLE:
+            return
+        stream.consumed += count
+        if stream.consumed * 2 < stream.window:
+            return
+        delta = stream.consumed + self._grow(stream, now)
+        stream.consumed = 0
+        stream.credit += delta
+        stream.epoch = now
+        self._control += frame.encode(frame.WINDOW_UPDATE, 0, stream_id, delta)
+
+    def go_away(self, code: GoAwayCode) -> None:
+        """Take no more streams, and say so after everything else that can be sent. Idempotent."""
+        if self._go_away is None:
+            self._go_away = code
+
+    # What goes out.
+
+    @property
+    def control_backlog(self) -> int:
+        """Bytes of frames about the session and its streams that wait to be sent."""
+        return len(self._control)
+
+    @property
+    def output_due(self) -> bool:
+        """Whether `output` would return something."""
+        go_away_due = self._go_away is not None and not self._go_away_sent
+        return bool(self._control or self._ready or go_away_due)
+
+    def output(self, limit: int) -> list[Buffer]:
+        """Return frames of about `limit` bytes in total, as pieces in order; [] if none is due."""
+        parts: list[Buffer] = []
+        size = len(self._control)
+        if size:
+            parts.append(bytes(self._control))
+            self._control.clear()
+        while self._ready and size < limit:
+            stream = self._ready.popleft()
+            stream.ready = False
+            if stream.sendable:
+                size += self._emit(stream, parts)
+                self._schedule(stream)
+        if self._go_away is not None and not self._go_away_sent and not self._ready:
+            self._go_away_sent = True
+            parts.append(frame.encode(frame.GO_AWAY, 0, frame.SESSION_ID, self._go_away))
+        return parts
+
+    def take_drained(self) -> list[int]:
+        """Return the streams whose queues ran empty since the last call."""
+        drained, self._drained = self._drained, []
+        return drained
+
+    def _schedule(self, stream: YamuxStreamState) -> None:
+        if not stream.ready and stream.sendable:
+            stream.ready = True
+            self._ready.append(stream)
+
+    def _emit(self, stream: YamuxStreamState, parts: list[Buffer]) -> int:
+        """Append one data frame; return its size."""
+        size = min(stream.queued, stream.send_window, MAX_PAYLOAD)
+        payload = stream.take(size)
+        stream.send_window -= size
+        self.queued -= size
+        flags = 0
+        if not stream.queued:
+            if size:
+                self._drained.append(stream.id)
+            if stream.fin_requested:
+                flags = frame.FIN
+        parts.append(frame.encode(frame.DATA, flags, stream.id, size))
+        parts += payload
+        if flags:
+            stream.step(StreamInput.SEND_FIN)
+            if stream.state is StreamState.CLOSED:
+                self._forget(stream)
+        return HEADER_BYTES + size
+
+    def _grow(self, stream: YamuxStreamState, now: float) -> int:
+        """Return by how much the window grows, growing it."""
+        settings = self._settings
+        if now - stream.epoch >= 2 * self._keepalive.base_rtt:
+            return 0
+        room = min(settings.max_window - stream.window, settings.max_window_growth - self._growth)
+        growth = min(stream.window, room)
+        if growth <= 0 or not self._may_grow():
+            return 0
+        stream.window += growth
+        self._growth += growth
+        return growth
+
+    def _linger(self, stream: YamuxStreamState, now: float) -> None:
+        """We are done with both halves; the peer has some time to be done with its own."""
+        done = stream.fin_requested or stream.state not in WRITABLE
+        if done and stream.ignored and stream.state in READABLE:
+            self._lingering.setdefault(stream.id, now + self._settings.linger_timeout)
+
+    def _forget(self, stream: YamuxStreamState) -> None:
+        """The stream has ended: late frames for it will be ignored."""
+        if self._streams.pop(stream.id, None) is None:
+            return
+        self._lingering.pop(stream.id, None)
+        self._growth -= stream.window - INITIAL_WINDOW
+        if stream.queued:
+            self._drained.append(stream.id)
+            self.queued -= stream.drop_queue()
+        if stream.inbound:
+            self._inbound -= 1
+            if not stream.acknowledged:
+                self._unaccepted -= 1
+        elif not stream.acknowledged:
+            self._unacknowledged -= 1
+
+    # What comes in.
+
+    def receive(self, data: bytes, now: float) -> list[Event]:
+        """Take bytes from the peer; return what they mean.
+
+        Raises:
+            ProtocolViolationError: the peer broke the protocol; `go_away` and close.
+        """
+        events: list[Event] = []
+        offset, end = 0, len(data)
+        self._keepalive.received(now)
+        while offset < end:
+            if self._body_left:
+                stop = min(end, offset + self._body_left)
+                self._receive_body(data[offset:stop], events)
+                offset = stop
+                continue
+            if self._header or end - offset < HEADER_BYTES:
+                stop = min(end, offset + HEADER_BYTES - len(self._header))
+                self._header += data[offset:stop]
+                offset = stop
+                if len(self._header) < HEADER_BYTES:
+                    break
+                version, kind, flags, stream_id, length = HEADER.unpack(self._header)
+                self._header = b""
+            else:
+                version, kind, flags, stream_id, length = HEADER.unpack_from(data, offset)
+                offset += HEADER_BYTES
+            if version != frame.VERSION:
+                raise _violation(f"version {version}")
+            self._receive_frame(kind, flags, stream_id, length, now, events)
+        return events
+
+    def _receive_frame(
+        self, kind: int, flags: int, stream_id: int, length: int, now: float, events: list[Event]
+    ) -> None:
+        if kind in (frame.DATA, frame.WINDOW_UPDATE):
+            self._receive_stream_frame(kind, flags, stream_id, length, now, events)
+        elif kind == frame.PING:
+            self._receive_ping(flags, stream_id, length, now, events)
+        elif kind == frame.GO_AWAY:
+            self.remote_gone_away = True
+            events.append(GoAwayReceived(length))
+        else:
+            raise _violation(f"a frame of type {kind}")
+
+    def _receive_ping(
+        self, flags: int, stream_id: int, value: int, now: float, events: list[Event]
+    ) -> None:
+        if stream_id != frame.SESSION_ID:
+            raise _violation(f"a ping on stream {stream_id}")
+        if flags & frame.SYN:
+            self._control += frame.encode(frame.PING, frame.ACK, frame.SESSION_ID, value)
+        elif flags & frame.ACK and (rtt := self._keepalive.answered(value, now)) is not None:
+            events.append(RoundTripMeasured(rtt))
+
+    def _receive_stream_frame(
+        self, kind: int, flags: int, stream_id: int, length: int, now: float, events: list[Event]
+    ) -> None:
+        if stream_id == frame.SESSION_ID:
+            raise _violation("a stream frame about the session")
+        if flags & frame.SYN:
+            self._receive_syn(stream_id, now, events)
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            # Ended or refused: the peer may not know yet. The body is dropped as it comes.
+            if kind == frame.DATA:
+                self._expect_body(None, length)
+            return
+        if flags & frame.ACK and not stream.inbound and not stream.acknowledged:
+            stream.acknowledged = True
+            self._unacknowledged -= 1
+            events.append(StreamAcknowledged(stream_id))
+        if kind == frame.WINDOW_UPDATE:
+            stream.send_window += length
+            self._schedule(stream)
+        elif length:
+            stream.step(StreamInput.RECEIVE_DATA)
+            if length > stream.credit:
+                raise _violation(f"{length} bytes on a stream with room for {stream.credit}")
+            stream.credit -= length
+            self._expect_body(stream, length)
+        if flags & frame.RST:
+            self._receive_reset(stream, events)
+        elif flags & frame.FIN:
+            if self._body_left:
+                self._body_fin = True
+            else:
+                self._receive_fin(stream, events)
+
+    def _receive_syn(self, stream_id: int, now: float, events: list[Event]) -> None:
+        if stream_id % 2 != self._remote_parity:
+            raise _violation(f"stream id {stream_id} is not the peer's to open")
+        if stream_id in self._streams:
+            raise _violation(f"stream {stream_id} is opened twice")
+        settings = self._settings
+        limit = ""
+        if self._inbound >= settings.max_inbound_streams:
+            limit = "max_inbound_streams"
+        elif self._unaccepted >= settings.accept_backlog:
+            limit = "accept_backlog"
+        if limit or self._go_away is not None:
+            self._control += frame.encode(frame.WINDOW_UPDATE, frame.RST, stream_id, 0)
+            events.append(StreamRefused(limit or "closing"))
+            return
+        self._streams[stream_id] = YamuxStreamState(stream_id, inbound=True, now=now)
+        self._inbound += 1
+        self._unaccepted += 1
+        events.append(StreamOpened(stream_id))
+
+    def _expect_body(self, stream: YamuxStreamState | None, length: int) -> None:
+        if length > self._settings.max_window:
+            raise _violation(f"a frame of {length} bytes")
+        self._body, self._body_left, self._body_fin = stream, length, False
+
+    def _receive_body(self, data: bytes, events: list[Event]) -> None:
+        self._body_left -= len(data)
+        stream = self._body
+        if stream is None or stream.state not in READABLE:
+            return
+        if not stream.ignored:
+            events.append(DataReceived(stream.id, data))
+        if self._body_left:
+            return
+        if self._body_fin:
+            self._receive_fin(stream, events)
+        elif not stream.credit and stream.id in self._lingering:
+            # We are done with this stream, and its peer writes into a wall: tell it.
+            self.reset(stream.id)
+
+    def _receive_fin(self, stream: YamuxStreamState, events: list[Event]) -> None:
+        stream.step(StreamInput.RECEIVE_FIN)
+        events.append(StreamEnded(stream.id))
+        self._lingering.pop(stream.id, None)
+        if stream.state is StreamState.CLOSED:
+            self._end(stream, events)
+
+    def _receive_reset(self, stream: YamuxStreamState, events: list[Event]) -> None:
+        stream.step(StreamInput.RESET)
+        events.append(StreamReset(stream.id))
+        self._end(stream, events)
+
+    def _end(self, stream: YamuxStreamState, events: list[Event]) -> None:
+        freed = not stream.inbound and not stream.acknowledged
+        self._forget(stream)
+        if freed:
+            events.append(StreamAcknowledged(stream.id))
+
+    # Time.
+
+    def deadline(self) -> float:
+        """When `handle_timer` is due."""
+        due = self._keepalive.deadline()
+        return min(due, next(iter(self._lingering.values()))) if self._lingering else due
+
+    def handle_timer(self, now: float) -> None:
+        """Send the ping that is due, reset streams that lingered too long.
+
+        Raises:
+            ConnectionClosedError: the peer has been silent since a ping, for too long.
+        """
+        if (value := self._keepalive.handle_timer(now)) is not None:
+            self._control += frame.encode(frame.PING, frame.SYN, frame.SESSION_ID, value)
+        while self._lingering:
+            stream_id, due = next(iter(self._lingering.items()))
+            if due > now:
+                break
+            self.reset(stream_id)
+
+
+def _violation(what: str) -> ProtocolViolationError:
+    return ProtocolViolationError(f"the peer broke Yamux: {what}", reason="YAMUX_VIOLATION")
