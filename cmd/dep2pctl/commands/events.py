@@ -39,8 +39,8 @@ TYPES = [field.name for field in Event.DESCRIPTOR.oneofs_by_name["event"].fields
 def events(session: Session, types: tuple[str, ...], no_snapshot: bool, count: int | None) -> None:
     """Print the state and then every change.
 
-    Until Ctrl-C or the daemon's end. With -o json each line is one event: its `type` names
-    the member that has the details.
+    Until Ctrl-C or the daemon's end. With -o json each line is one event: its `type` names the
+    member that has the details.
     """
 
     async def work(node: dep2p.Node) -> None:

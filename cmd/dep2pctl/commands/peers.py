@@ -63,8 +63,8 @@ def peers(session: Session, peer: str | None, known: bool) -> None:
 def connections(session: Session, peer: str) -> None:
     """List the open connections.
 
-    Of all peers, or of PEER (a peer id). PATH is direct, or relayed when the packets go
-    through a relay.
+    Of all peers, or of PEER (a peer id). PATH is direct, or relayed when the packets go through
+    a relay.
     """
 
     async def work(node: dep2p.Node) -> None:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def perf(session: Session, peer: str, upload: float, download: float) -> None:
     """Measure the throughput to a peer.
 
-    PEER is a peer id or an address; it is dialled if needed. It must serve it:
-    `perf.enabled = true` in its configuration, or DEP2P_PERF__ENABLED=true.
+    PEER is a peer id or an address; it is dialled if needed. It must serve it: `perf.enabled =
+    true` in its configuration, or DEP2P_PERF__ENABLED=true.
     """
 
     async def work(node: dep2p.Node) -> None:

@@ -35,9 +35,8 @@ def stream(session: Session, peer: str, protocol: str, direct_only: bool, timeou
     """Make standard input and output a stream to a peer.
 
     Opens a stream of PROTOCOL to PEER. PEER is a peer id or an address; it is dialled if
-    needed. The end of standard input closes
-    our half, and what the peer still sends is printed until it closes its own. Ends with 1 when
-    the stream is reset.
+    needed. The end of standard input closes our half, and what the peer still sends is printed
+    until it closes its own. Ends with 1 when the stream is reset.
     """
 
     async def work(node: dep2p.Node) -> None:
