@@ -22,7 +22,6 @@ from dep2p_daemon.circuit.addresses import circuit_addresses
 from dep2p_daemon.circuit.events import RelayChanged, RelayState, RelayStatus
 from dep2p_daemon.circuit.hop import Granted, reach_relay, reserve
 from dep2p_daemon.circuit.keeper import Keeper, KeeperSettings
-from dep2p_daemon.circuit.transport import CircuitTransport
 from dep2p_daemon.errors import (
     Dep2pError,
     InvalidArgumentError,
@@ -38,6 +37,7 @@ from dep2p_daemon.swarm.dialing import DialPolicy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dep2p_daemon.circuit.transport import CircuitTransport
     from dep2p_daemon.events import EventBus
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
@@ -102,8 +102,9 @@ class _Relay:
 class RelayClient:
     """Keeps reservations. An async context manager that owns the keepers.
 
-    Leaving it ends the keepers; the reservations end with the connections, which are the
-    swarm's.
+    `transport` is told which relays may bring circuits; without it none may, and the node only
+    holds its reservations. Leaving ends the keepers; the reservations end with the connections,
+    which are the swarm's.
     """
 
     def __init__(
@@ -112,11 +113,13 @@ class RelayClient:
         events: EventBus,
         settings: RelayClientSettings | None = None,
         *,
+        transport: CircuitTransport | None = None,
         random: Random | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._swarm = swarm
         self._events = events
+        self._transport = transport
         self._settings = settings or RelayClientSettings()
         self._random = random or Random()
         self._wall_clock = wall_clock
@@ -249,26 +252,18 @@ class RelayClient:
             )
         keeper = Keeper(self._settings.keeper, self._random)
         relay = self._relays[peer] = _Relay(peer, [reached], keeper, kept=False)
-        transport = self._transport(relay)
-        if transport is not None:
-            transport.accept_from(peer)
+        if self._transport is not None:
+            self._transport.accept_from(peer)
         self._tell(relay)
         relay.task = self._tasks.create_task(self._keep(relay), name=f"relay {peer}")
         return relay
-
-    def _transport(self, relay: _Relay) -> CircuitTransport | None:
-        """Return who takes the circuits that `relay` brings; None in a node that takes none."""
-        address = relay.addresses[0].with_peer_id(relay.peer) / "/p2p-circuit"
-        transport = self._swarm.transport_for(address)
-        return transport if isinstance(transport, CircuitTransport) else None
 
     def _forget(self, relay: _Relay) -> None:
         if self._relays.get(relay.peer) is not relay:
             return
         del self._relays[relay.peer]
-        transport = self._transport(relay)
-        if transport is not None:
-            transport.refuse_from(relay.peer)
+        if self._transport is not None:
+            self._transport.refuse_from(relay.peer)
         if relay.task is not None:
             relay.task.cancel()
         relay.fail_waiters(
