@@ -7,12 +7,11 @@ import contextlib
 import itertools
 import json
 import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.requires import require_tool, unavailable
+from tests.node_packages import node_with_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,19 +27,6 @@ RELAY_LIMITS = {"reservations": 64, "data_bytes": 1 << 30, "duration_ms": 3_600_
 seconds, and counts both directions into one volume."""
 
 Json = dict[str, Any]
-
-
-def installed() -> str:
-    """Return node's path; install the locked packages once if they are not there."""
-    node = require_tool("node")
-    if not (JS_DIRECTORY / "node_modules" / "libp2p").is_dir():
-        npm = require_tool("npm")
-        done = subprocess.run(
-            [npm, "ci"], cwd=JS_DIRECTORY, capture_output=True, text=True, timeout=300, check=False
-        )
-        if done.returncode:
-            unavailable(f"npm ci failed in {JS_DIRECTORY}: {done.stderr[-2000:]}")
-    return node
 
 
 class JsError(Exception):
@@ -74,7 +60,7 @@ class JsPeer:
         self.addresses: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
-        node = await asyncio.to_thread(installed)
+        node = await asyncio.to_thread(node_with_packages, JS_DIRECTORY)
         self._process = await asyncio.create_subprocess_exec(
             node,
             "peer.mjs",
