@@ -57,8 +57,8 @@ class PeerstoreSettings:
     """Seconds after which a peer without addresses that was not seen again is forgotten."""
     flush_interval: float = 1.0
     """Seconds between writes of what changed."""
-    flush_batch: int = 256
-    """Peers written at once: encoding them holds the event loop for a few milliseconds."""
+    flush_batch: int = 64
+    """Peers written at once: encoding them holds the event loop for two or three milliseconds."""
     prune_interval: float = 600.0
     """Seconds between removals of what has expired."""
 
