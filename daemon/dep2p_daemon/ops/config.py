@@ -110,7 +110,7 @@ class RelayServerSection(Section):
         default=50, ge=0, description="Circuits open at once to one dialled peer."
     )
     rate: Bytes = Field(
-        default=10_000_000,
+        default=10 * 1024 * 1024,
         ge=0,
         description="Bytes per second between one pair of peers, both directions and all their "
         "circuits together; more is slowed down. 0: no limit.",
