@@ -253,6 +253,9 @@ class FrameReader:
         offset, end = 0, len(view)
         if self._partial:
             offset = self._complete(view, frames)
+            if self._partial:
+                self._partial += view[offset:]
+                return frames
         while end - offset >= 2:
             size = view[offset] << 8 | view[offset + 1]
             stop = offset + 2 + size

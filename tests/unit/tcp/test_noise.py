@@ -180,3 +180,20 @@ def test_incomplete_frame_is_noticed() -> None:
     assert not reader.empty
     assert [bytes(frame) for frame in reader.feed(b"de\x00")] == [b"abcde"]
     assert not reader.empty
+
+
+@given(
+    frames=st.lists(st.binary(max_size=40), max_size=8),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=60),
+)
+def test_frames_come_whole_however_small_the_pieces(frames: list[bytes], sizes: list[int]) -> None:
+    # js-libp2p over a QUIC circuit cuts a frame into many pieces of 4096 bytes.
+    data = b"".join(len(frame).to_bytes(2, "big") + frame for frame in frames)
+    reader = FrameReader()
+    received: list[bytes] = []
+    offset = 0
+    for size in (*sizes, len(data)):
+        received += [bytes(frame) for frame in reader.feed(data[offset : offset + size])]
+        offset += size
+    assert received == frames
+    assert reader.empty
