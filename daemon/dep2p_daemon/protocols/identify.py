@@ -20,6 +20,7 @@ from dep2p_daemon.errors import (
     AuthenticationError,
     Dep2pError,
     DialTimeoutError,
+    PeerError,
     ProtocolViolationError,
 )
 from dep2p_daemon.identity.keys import PublicKey
@@ -77,6 +78,8 @@ class _Session:
     identified: bool = False
     protocols: frozenset[str] = frozenset()
     addresses: tuple[Multiaddr, ...] = ()
+    record: bytes | None = None
+    """The peer's signed record, which is believed before `addresses`."""
     told: int | None = None
     """The version of ourselves that the peer knows; None while it has not asked."""
     push_tokens: float = 0.0
@@ -208,8 +211,9 @@ class Identify:
             self._swarm.set_remote_protocols(connection, session.protocols)
         if info.agent_version is not None or info.protocol_version is not None:
             store.set_agent(peer, info.agent_version or "", info.protocol_version or "")
-        if addresses := self._certified(connection, info):
-            session.addresses = addresses
+        if info.addresses or info.signed_peer_record is not None:
+            session.addresses = info.addresses
+            session.record = self._own_record(connection, info)
             self._keep_addresses(session)
         _log.debug(
             "peer identified",
@@ -217,35 +221,44 @@ class Identify:
             connection=connection.id,
             agent=info.agent_version,
             protocols=len(session.protocols),
-            addresses=[str(address) for address in session.addresses],
+            addresses=[str(address) for address in store.addresses(peer)],
         )
         self._swarm.events.publish(PeerIdentified(peer, connection, info.observed_address))
 
-    def _certified(self, connection: Connection, info: IdentifyInfo) -> tuple[Multiaddr, ...]:
-        """Return the addresses to believe: the signed record's if there is one."""
-        addresses = info.addresses
-        if info.signed_peer_record is not None:
-            try:
-                record = PeerRecord.open(info.signed_peer_record)
-            except Dep2pError as error:
-                _log.debug("signed peer record ignored", reason=error.reason, error=error.message)
-            else:
-                if record.peer_id == connection.remote_peer:
-                    addresses = record.addresses
-        return tuple(
-            address
-            for address in addresses
-            if not address.is_unspecified and (_near(connection) or not address.is_loopback)
-        )
+    def _own_record(self, connection: Connection, info: IdentifyInfo) -> bytes | None:
+        """Return the signed record if it holds and is the peer's own."""
+        if info.signed_peer_record is None:
+            return None
+        try:
+            record = PeerRecord.open(info.signed_peer_record)
+        except Dep2pError as error:
+            _log.debug("signed peer record ignored", reason=error.reason, error=error.message)
+            return None
+        return info.signed_peer_record if record.peer_id == connection.remote_peer else None
 
     def _keep_addresses(self, session: _Session) -> None:
-        if session.addresses:
-            self._swarm.peerstore.add_addresses(
-                session.connection.remote_peer,
-                session.addresses,
-                ttl=self._settings.address_ttl,
-                source="identify",
-            )
+        """Put the peer's addresses into the peerstore, or keep them there for longer."""
+        connection, store = session.connection, self._swarm.peerstore
+
+        def useful(address: Multiaddr) -> bool:
+            near = _near(connection) or not address.is_loopback
+            return near and not address.is_unspecified
+
+        ttl = self._settings.address_ttl
+        if session.record is not None:
+            try:
+                store.consume_record(session.record, ttl=ttl, accept=useful)
+            except PeerError as error:
+                # Older than one that we know: the peer's clock went back, or it replays.
+                _log.debug("signed peer record ignored", reason=error.reason, error=error.message)
+            else:
+                return
+        store.add_addresses(
+            connection.remote_peer,
+            filter(useful, session.addresses),
+            ttl=ttl,
+            source="identify",
+        )
 
     # ---------------------------------------------------------------- answering
 

@@ -122,10 +122,10 @@ def decode(data: bytes) -> IdentifyInfo:
         protocols=tuple(_protocols(merged)),
         observed_address=next(iter(_addresses([merged.observed_addr])), None),
         protocol_version=(
-            _printable(merged.protocol_version) if merged.HasField("protocol_version") else None
+            _version(merged.protocol_version) if merged.HasField("protocol_version") else None
         ),
         agent_version=(
-            _printable(merged.agent_version) if merged.HasField("agent_version") else None
+            _version(merged.agent_version) if merged.HasField("agent_version") else None
         ),
         signed_peer_record=(
             merged.signed_peer_record if merged.HasField("signed_peer_record") else None
@@ -156,13 +156,18 @@ def _addresses(raw: Sequence[bytes]) -> Iterator[Multiaddr]:
 
 
 def _protocols(message: pb.Identify) -> Iterator[str]:
-    for protocol in message.protocols[:MAX_PROTOCOLS]:
+    for protocol in map(_text, message.protocols[:MAX_PROTOCOLS]):
         if 0 < len(protocol) <= MAX_PROTOCOL_CHARACTERS and protocol.isprintable():
             yield protocol
 
 
-def _printable(text: str) -> str:
-    return "".join(filter(str.isprintable, text[:MAX_VERSION_CHARACTERS]))
+def _version(value: str) -> str:
+    return "".join(filter(str.isprintable, _text(value)[:MAX_VERSION_CHARACTERS]))
+
+
+def _text(value: str | bytes) -> str:
+    """Undo protobuf's surprise: a proto2 string that is not UTF-8 comes out as bytes."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def _violation(what: str) -> ProtocolViolationError:

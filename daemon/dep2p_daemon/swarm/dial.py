@@ -16,12 +16,14 @@ from dep2p_daemon.errors import (
     Dep2pError,
     DialTimeoutError,
     InvalidArgumentError,
+    MultiaddrError,
     PeerError,
     PreconditionError,
     RelayRefusedError,
     UnreachableError,
 )
 from dep2p_daemon.muxed import CloseCode
+from dep2p_daemon.swarm.connections import DialPolicy
 from dep2p_daemon.swarm.dial_errors import Outcome, dial_error, dial_timeout
 from dep2p_daemon.swarm.dial_plan import DialPlan
 from dep2p_daemon.swarm.ranking import Candidate, IPNetwork, rank
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection, Transport
     from dep2p_daemon.swarm.backoff import Backoff
-    from dep2p_daemon.swarm.connections import DialPolicy
     from dep2p_daemon.swarm.settings import DialSettings
 
 _log = structlog.get_logger(__name__)
@@ -60,6 +61,12 @@ class DialContext(Protocol):
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` in the swarm's task group."""
+        ...
+
+    async def dial(
+        self, peer: PeerId, addresses: Sequence[Multiaddr] = (), *, policy: DialPolicy = ...
+    ) -> Connection:
+        """Dial a relay."""
         ...
 
     def networks(self) -> Sequence[IPNetwork]:
@@ -99,6 +106,8 @@ class Dial:
         self._ended = self._began
         self._plan = DialPlan(settings)
         self._outcomes: dict[Multiaddr, Outcome] = {}
+        self._relays: dict[PeerId, list[Multiaddr]] = {}
+        """The addresses of each relay that has circuits to the peer."""
         self._unresolved: list[tuple[Multiaddr, bool]] = []
         self._resolutions: set[asyncio.Task[None]] = set()
         self._attempts: dict[Candidate, tuple[asyncio.Task[None], float]] = {}
@@ -114,6 +123,8 @@ class Dial:
         ready: list[Multiaddr] = []
         for address in addresses:
             # The relay's part of a circuit address is resolved by the dial to the relay.
+            if address.is_circuit and not self._is_first_of_relay(address):
+                continue
             if address.is_dns and not address.is_circuit and self._resolver is not None:
                 self._unresolved.append((address, explicit))
                 self._plan.resolving()
@@ -193,6 +204,18 @@ class Dial:
             self._log.debug("dial: address left out", address=str(address), reason=error.reason)
         return rank(usable, networks=self._context.networks(), settings=self._settings)
 
+    def _is_first_of_relay(self, address: Multiaddr) -> bool:
+        """Note the relay's address: one circuit per relay, however many ways lead to it."""
+        way = _relay_of(address)
+        relay = way.peer_id if way is not None else None
+        if way is None or relay is None:
+            return True
+        known = relay in self._relays
+        ways = self._relays.setdefault(relay, [])
+        if way.without_peer_id() != way and way not in ways:
+            ways.append(way)
+        return not known
+
     async def _resolve(self, address: Multiaddr, *, explicit: bool) -> None:
         candidates: list[Candidate] = []
         try:
@@ -234,12 +257,15 @@ class Dial:
         log.debug("dial: attempt started", timeout_seconds=candidate.timeout)
         try:
             connection = await self._connect(candidate)
-            took = self._time() - began
-            if self._take(candidate, connection):
-                log.debug("dial: connected", connection=connection.id, ms=round(took * 1000, 1))
-            else:
-                log.debug("dial: another attempt was faster", ms=round(took * 1000, 1))
-                await connection.close(CloseCode.SUPPLANTED, "another attempt was faster")
+            self._take(candidate, connection)
+            log.debug(
+                "dial: connected",
+                connection=connection.id,
+                ms=round((self._time() - began) * 1000, 1),
+            )
+        except asyncio.CancelledError:
+            log.debug("dial: attempt given up", ms=round((self._time() - began) * 1000, 1))
+            raise
         except Dep2pError as error:
             now = self._time()
             self._outcomes[address] = Outcome(address, error, now - began)
@@ -268,6 +294,7 @@ class Dial:
             )
         try:
             async with asyncio.timeout(candidate.timeout):
+                await self._reach_relay(candidate.address)
                 connection = await transport.dial(candidate.address, self.peer)
         except (Dep2pError, asyncio.CancelledError):
             raise
@@ -286,22 +313,34 @@ class Dial:
             raise AuthenticationError(f"{connection.remote_peer} answered there")
         return connection
 
-    def _take(self, candidate: Candidate, connection: Connection) -> bool:
-        """Let `connection` win if it is the first, or the first direct one after a circuit."""
+    async def _reach_relay(self, address: Multiaddr) -> None:
+        """Race the ways to a circuit's relay, where there are several, before the circuit."""
+        way = _relay_of(address)
+        relay = way.peer_id if way is not None else None
+        ways = self._relays.get(relay, []) if relay is not None else []
+        if relay is None or len(ways) < 2:
+            return
+        try:
+            await self._context.dial(relay, ways, policy=DialPolicy.DIRECT)
+        except PeerError as error:
+            raise UnreachableError(
+                f"the relay could not be reached: {error.message}",
+                reason="RELAY_UNREACHABLE",
+                remedy=error.remedy,
+            ) from error
+
+    def _take(self, candidate: Candidate, connection: Connection) -> None:
+        """Take the connection over and end the attempts that cannot improve on it."""
         first = not self._decided.is_set()
-        improves = self._winner is not None and self._winner.relayed and not connection.relayed
-        if not (first or improves):
-            return False
         self._context.adopt(connection, wanted=self._wanted and first)
-        self._winner = connection
         for loser in self._plan.stop(keep_direct=connection.relayed):
             if loser is not candidate:
                 self._attempts[loser][0].cancel()
         for resolution in self._resolutions:
             resolution.cancel()
         if first:
+            self._winner = connection
             self._decide()
-        return True
 
     def _decide(self) -> None:
         self._ended = self._time()
@@ -309,9 +348,9 @@ class Dial:
         self._on_decided(self)
 
     def _failure(self) -> Dep2pError:
-        if self._plan.exhausted:
-            return dial_error(self.peer, self._so_far(), self._ended - self._began)
-        return PreconditionError("the node is stopping", reason="STOPPING")
+        if not self._outcomes:
+            return PreconditionError("the node is stopping", reason="STOPPING")
+        return dial_error(self.peer, list(self._outcomes.values()), self._ended - self._began)
 
     def _so_far(self) -> list[Outcome]:
         now = self._time()
@@ -320,6 +359,14 @@ class Dial:
             for candidate, (_task, began) in self._attempts.items()
         ]
         return [*self._outcomes.values(), *unfinished]
+
+
+def _relay_of(address: Multiaddr) -> Multiaddr | None:
+    """The relay's address with its `/p2p`; None for what is no circuit, or names no relay."""
+    try:
+        return address.split_circuit()[0] if address.is_circuit else None
+    except MultiaddrError:
+        return None  # the circuit transport will say what is wrong with it
 
 
 def without_peer(address: Multiaddr, peer: PeerId) -> Multiaddr:

@@ -60,7 +60,7 @@ def dial_error(peer: PeerId, outcomes: Sequence[Outcome], waited: float) -> Dep2
             reason=refusal.reason,
             remedy=refusal.remedy,
             status=refusal.status,
-            **{**refusal.metadata, **metadata},
+            **{**{k: v for k, v in refusal.metadata.items() if k != "status"}, **metadata},
         )
     if all(isinstance(cause, LocalError) for cause in causes):
         return causes[0]
@@ -74,17 +74,22 @@ def dial_error(peer: PeerId, outcomes: Sequence[Outcome], waited: float) -> Dep2
     message = (
         f"cannot reach {peer}: tried {_count(outcomes)} in {waited:.1f} s: {_listed(outcomes)}"
     )
-    if all(isinstance(cause, AuthenticationError) for cause in causes):
-        return AuthenticationError(
-            message,
-            reason=causes[0].reason,
-            remedy=causes[0].remedy
-            or "check the peer id at the end of the address: another node answers there",
-            **metadata,
-        )
-    timed_out = all(isinstance(cause, DialTimeoutError) for cause in causes)
-    kind = DialTimeoutError if timed_out else UnreachableError
-    return kind(message, remedy=_what_to_check(outcomes), **metadata)
+    only = causes[0] if len(causes) == 1 else None
+    kind = next(
+        kind
+        for kind in (AuthenticationError, DialTimeoutError, UnreachableError)
+        if kind is UnreachableError or all(isinstance(cause, kind) for cause in causes)
+    )
+    if kind is AuthenticationError:
+        check = "check the peer id at the end of the address: another node answers there"
+    else:
+        check = _what_to_check(outcomes)
+    return kind(
+        message,
+        reason=only.reason if isinstance(only, kind) else None,
+        remedy=(only.remedy if only is not None else "") or check,
+        **metadata,
+    )
 
 
 def no_addresses(peer: PeerId, policy: DialPolicy, excluded: Sequence[Multiaddr]) -> Dep2pError:

@@ -145,8 +145,16 @@ class Peerstore:
         entry.protocol_version = protocol_version[: self._settings.max_text_chars]
         self._mark(peer, entry)
 
-    def consume_record(self, envelope: bytes, *, ttl: float = RECORD_TTL) -> PeerRecord:
+    def consume_record(
+        self,
+        envelope: bytes,
+        *,
+        ttl: float = RECORD_TTL,
+        accept: Callable[[Multiaddr], bool] = lambda _: True,
+    ) -> PeerRecord:
         """Check a sealed peer record; take its addresses instead of the last record's.
+
+        Those that `accept` refuses are left out: signed is not the same as useful here.
 
         Only a record with a greater `seq` than the last one's says anything new; the last one
         itself, told again, prolongs the life of its addresses.
@@ -165,7 +173,7 @@ class Peerstore:
                 reason="PEER_RECORD_OUTDATED",
                 peer_id=peer,
             )
-        addresses: Iterable[Multiaddr] = record.addresses
+        addresses = [address for address in record.addresses if accept(address)]
         if last == record.seq:
             known = set(self.addresses(peer))
             addresses = [a for a in addresses if a.without_peer_id() in known]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -49,6 +49,19 @@ class Candidate:
     """Seconds one attempt may take."""
 
 
+_PRIVATE: Final = tuple(
+    map(
+        ip_network,
+        (
+            "10.0.0.0/8",  # RFC 1918
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "169.254.0.0/16",  # RFC 3927, link-local
+            "fc00::/7",  # RFC 4193, unique local
+            "fe80::/10",  # RFC 4291, link-local
+        ),
+    )
+)
 _TRANSPORT_ORDER: Final = {"quic-v1": 0, "tcp": 1}
 
 
@@ -61,7 +74,7 @@ def group_of(address: Multiaddr, networks: Iterable[IPNetwork]) -> Group:
         return Group.PUBLIC
     if ip.is_loopback or any(ip in network for network in networks):
         return Group.LOCAL
-    return Group.PRIVATE if ip.is_private or ip.is_link_local else Group.PUBLIC
+    return Group.PRIVATE if any(ip in network for network in _PRIVATE) else Group.PUBLIC
 
 
 def rank(

@@ -117,7 +117,7 @@ class Swarm:
 
         An error of `work` is logged and ends nothing else.
         """
-        task = self._tasks.create_task(_guarded(work))
+        task = _start(self._tasks, work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
@@ -322,7 +322,7 @@ class Swarm:
             self.spawn(self._end_twin(twin.connection))
         self._dialer.backoff.succeeded(peer)
         self.peerstore.seen(peer)
-        task = self._tasks.create_task(_guarded(self._serve(connection)))
+        task = _start(self._tasks, self._serve(connection))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
         _log.info(
@@ -380,7 +380,7 @@ class Swarm:
         try:
             async with asyncio.TaskGroup() as tasks:
                 observers = [
-                    tasks.create_task(_guarded(observer.connection_opened(connection)))
+                    _start(tasks, observer.connection_opened(connection))
                     for observer in self._observers
                 ]
                 await self._streams.serve(connection)
@@ -468,12 +468,19 @@ class Swarm:
         )
 
 
-async def _guarded(work: Coroutine[Any, Any, None]) -> None:
-    """Contain the errors of one task: the swarm's group must outlive it."""
-    try:
-        await work
-    except Exception:
-        _log.exception("a task of the swarm failed")
+def _start(tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run `work` in `tasks` with its errors contained: the group must outlive it."""
+
+    async def contained() -> None:
+        try:
+            await work
+        except Exception:
+            _log.exception("a task of the swarm failed")
+
+    task = tasks.create_task(contained())
+    # Cancelled before its first step, the task would leave `work` behind unawaited.
+    task.add_done_callback(lambda _: work.close())
+    return task
 
 
 def _stopping() -> PreconditionError:
