@@ -108,7 +108,7 @@ class AioquicConnection(StockConnection):
     @property
     def has_begun(self) -> bool:
         """Whether a packet of the peer could be decrypted."""
-        return self._state is not QuicConnectionState.FIRSTFLIGHT
+        return self._remote_initial_source_connection_id is not None
 
     @property
     def handshake_confirmed(self) -> bool:
@@ -290,10 +290,13 @@ class AioquicConnection(StockConnection):
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
 
     def stop_receiving(self, stream_id: int, code: int) -> None:
-        """Send STOP_SENDING, unless the peer has already sent everything."""
+        """Send STOP_SENDING, once, unless the peer has already sent everything."""
         stream = self._streams.get(stream_id)
-        if stream is not None and not stream.receiver.is_finished:
-            stream.receiver.stop(code)
+        if stream is None:
+            return
+        receiver = stream.receiver
+        if not receiver.is_finished and receiver._stop_error_code is None:
+            receiver.stop(code)
 
     def stop_sending(self, stream_id: int, code: int) -> None:
         """Send RESET_STREAM, unless everything was acknowledged, and free the send buffer."""

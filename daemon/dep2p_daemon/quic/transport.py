@@ -179,6 +179,7 @@ class QuicTransport(Transport):
         try:
             return await established
         except Dep2pError as error:
+            driver.flush()  # what is left of it goes now
             raise _dial_error(error, address, peer) from error
         except BaseException:
             session.close(CloseCode.NONE, "the dial was cancelled")
