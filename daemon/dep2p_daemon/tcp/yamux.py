@@ -216,20 +216,20 @@ class YamuxSession:
             self._ready.append(stream)
 
     def _emit(self, stream: YamuxStreamState, parts: list[Buffer]) -> int:
-        """Append one data frame; return its size."""
+        """Append one data frame, and the end behind the last one; return their size."""
         size = min(stream.queued, stream.send_window, MAX_PAYLOAD)
-        payload = stream.take(size)
-        stream.send_window -= size
-        self.queued -= size
-        flags = 0
-        if not stream.queued:
-            if size:
+        if size:
+            payload = stream.take(size)
+            stream.send_window -= size
+            self.queued -= size
+            parts.append(frame.encode(frame.DATA, 0, stream.id, size))
+            parts += payload
+            if not stream.queued:
                 self._drained.append(stream.id)
-            if stream.fin_requested:
-                flags = frame.FIN
-        parts.append(frame.encode(frame.DATA, flags, stream.id, size))
-        parts += payload
-        if flags:
+        if stream.fin_requested and not stream.queued:
+            # Never on a frame with data: js-libp2p (yamux 8.0.1) drops such data once it has
+            # closed its own half.
+            parts.append(frame.encode(frame.WINDOW_UPDATE, frame.FIN, stream.id, 0))
             stream.step(StreamInput.SEND_FIN)
             if stream.state is StreamState.CLOSED:
                 self._forget(stream)
