@@ -203,7 +203,7 @@ def _instruction(message: str) -> str:
     wanted = message.removeprefix("Input should be ").partition(",")[0]
     if wanted.startswith(("greater", "less")):
         return f"write a number {wanted}"
-    if message.startswith("Input should be a valid list"):
+    if wanted == "a valid tuple":
         return 'write a list: ["...", "..."]'
     if wanted == "a valid boolean":
         return "write true or false"
