@@ -29,7 +29,7 @@ MAX_STREAMS: Final = 16
 @click.command(
     cls=ApiCommand,
     examples="""
-    dep2pctl listen /my-app/1.0.0                               stdin/stdout of one stream
+    dep2pctl listen /my-app/1.0.0                               # stdin/stdout of one stream
     dep2pctl listen /echo/1.0.0 --echo
     dep2pctl listen /time/1.0.0 --exec date --allow-any
     dep2pctl listen /backup/1.0.0 --exec 'tar cz /srv' --allow 12D3KooW...

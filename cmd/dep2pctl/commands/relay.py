@@ -37,9 +37,10 @@ def relay() -> None:
 @click.option("--timeout", type=DURATION, default="30s", help="Give up after this time. [30s]")
 @pass_session
 def connect(session: Session, address: str, timeout: float) -> None:
-    """Reserve a slot at the relay at ADDRESS; print how peers reach this node now.
+    """Reserve a slot at a relay.
 
-    ADDRESS is what the relay printed: /ip4/.../udp/4001/quic-v1/p2p/RELAY_ID.
+    Prints the addresses under which peers reach this node then. ADDRESS is what the relay
+    printed: /ip4/.../udp/4001/quic-v1/p2p/RELAY_ID.
     """
 
     async def work(node: dep2p.Node) -> None:
@@ -60,7 +61,10 @@ def connect(session: Session, address: str, timeout: float) -> None:
 @click.argument("peer")
 @pass_session
 def disconnect(session: Session, peer: str) -> None:
-    """Give the reservation at the relay PEER (a peer id) up and forget it."""
+    """Give a reservation up and forget the relay.
+
+    PEER is the relay's peer id.
+    """
 
     async def work(node: dep2p.Node) -> None:
         await node.disconnect_relay(peer)
@@ -81,7 +85,10 @@ def disconnect(session: Session, peer: str) -> None:
 @click.option("--watch", is_flag=True, help="Then go on with every change, until Ctrl-C.")
 @pass_session
 def list_(session: Session, watch: bool) -> None:
-    """List the relays with their state, and why the last attempt failed."""
+    """List the relays with their state.
+
+    And why the last attempt failed, and when the next is due.
+    """
 
     async def work(node: dep2p.Node) -> None:
         from dep2pctl.views import RELAY_HEADERS, relay_row, state_name

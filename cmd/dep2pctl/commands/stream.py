@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.command(
     cls=ApiCommand,
     examples="""
-    dep2pctl stream 12D3KooW... /my-app/1.0.0                  a terminal
-    dep2pctl stream 12D3KooW... /file/1.0.0 < in > out         any bytes
+    dep2pctl stream 12D3KooW... /my-app/1.0.0                  # a terminal
+    dep2pctl stream 12D3KooW... /file/1.0.0 < in > out         # any bytes
     echo hello | dep2pctl stream 12D3KooW... /dep2p/echo/1.0.0
     """,
 )
