@@ -219,17 +219,20 @@ def _no_relay(relay: PeerId) -> PreconditionError:
 def _unreachable(
     relay: PeerId, addresses: Sequence[Multiaddr], waited: float, error: Exception
 ) -> UnreachableError:
-    tried = ", ".join(str(address) for address in addresses) or "any known address"
+    # The swarm's error lists each address with its cause and time; our own deadline has none.
+    tried = error.metadata.get("addresses") if isinstance(error, UnreachableError) else None
+    listed = "; ".join((tried or "").splitlines()) or "; ".join(
+        f"{address}: no answer" for address in addresses
+    )
     ports = sorted({address.port for address in addresses if address.port is not None})
     let_in = " and ".join(f"UDP and TCP port {port}" for port in ports) or "its UDP and TCP port"
-    cause = getattr(error, "message", "") or "no answer"
     return UnreachableError(
-        f"the relay {relay} could not be reached at {tried} within {waited:.1f} s: {cause}",
+        f"the relay {relay} could not be reached within {waited:.1f} s: "
+        f"{listed or 'none of its addresses is known'}",
         reason="RELAY_UNREACHABLE",
         remedy="check that the relay runs, that its firewall and cloud security group let in "
         f"{let_in}, and that the address is right",
         relay=relay,
-        addresses=tried,
+        addresses=listed,
         waited_seconds=f"{waited:.1f}",
-        cause=cause,
     )

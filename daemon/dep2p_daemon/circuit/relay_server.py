@@ -56,7 +56,7 @@ from dep2p_daemon.circuit.messages import (
 )
 from dep2p_daemon.circuit.voucher import Voucher
 from dep2p_daemon.errors import Dep2pError, ProtocolViolationError
-from dep2p_daemon.muxed import CircuitLimits, read_message, write_message
+from dep2p_daemon.muxed import CircuitLimits, CloseCode, read_message, write_message
 
 if TYPE_CHECKING:
     from dep2p_daemon.events import EventBus
@@ -70,9 +70,6 @@ SWEEP_INTERVAL: Final = 30.0
 """Seconds between two looks at the open circuits for stalled ones."""
 
 
-_TOO_MANY_EXCHANGES: Final = Refusal(
-    Status.RESOURCE_LIMIT_EXCEEDED, "TOO_MANY_EXCHANGES", "max_pending_per_peer"
-)
 _STATUS_FROM_CLIENT: Final = Refusal(Status.UNEXPECTED_MESSAGE, "STATUS_FROM_CLIENT")
 
 
@@ -189,7 +186,14 @@ class RelayServer:
         try:
             with _Exchange(self._pending, peer) as exchange:
                 if self._pending[peer] > self._settings.max_pending_per_peer:
-                    await self._refuse(stream, _TOO_MANY_EXCHANGES)
+                    # Not answered with a status: that would mean to read the request first.
+                    log.info(
+                        "hop stream refused",
+                        peer=str(peer),
+                        reason="TOO_MANY_EXCHANGES",
+                        limit="max_pending_per_peer",
+                    )
+                    stream.reset(CloseCode.RESOURCE_LIMIT_EXCEEDED)
                 else:
                     await self._converse(stream, exchange)
         except TimeoutError:

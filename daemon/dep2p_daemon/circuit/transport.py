@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import structlog
 from typing_extensions import override
 
 from dep2p_daemon.circuit import hop
+from dep2p_daemon.circuit.channel import CircuitChannel
 from dep2p_daemon.circuit.messages import (
     MAX_MESSAGE_BYTES,
     STOP_PROTOCOL,
@@ -39,10 +40,12 @@ from dep2p_daemon.muxed import (
     CloseCode,
     Connection,
     Listener,
+    ReceiveMemory,
     Transport,
     read_message,
     write_message,
 )
+from dep2p_daemon.tcp.settings import TcpSettings
 from dep2p_daemon.tcp.upgrade import upgrade
 
 if TYPE_CHECKING:
@@ -70,6 +73,8 @@ class CircuitSettings:
     """Inbound circuits that are being set up, over all relays; ours."""
     max_pending_per_relay: int = 32
     """The same, over one relay."""
+    tcp: TcpSettings = field(default_factory=TcpSettings)
+    """Of Noise and yamux on circuits; `receive_memory` bounds all circuits together."""
 
 
 class CircuitTransport(Transport):
@@ -85,6 +90,7 @@ class CircuitTransport(Transport):
         self._swarm = swarm
         self._key = key
         self._settings = settings or CircuitSettings()
+        self._memory = ReceiveMemory(self._settings.tcp.receive_memory)
         self._relays: set[PeerId] = set()
         self._pending: Counter[PeerId] = Counter()
         self._connections: set[Connection] = set()
@@ -256,7 +262,7 @@ class CircuitTransport(Transport):
         try:
             async with asyncio.timeout(timeout):
                 connection = await upgrade(
-                    stream,
+                    CircuitChannel(stream, limits),
                     key=self._key,
                     initiator=initiator,
                     expected_peer=peer,
@@ -265,6 +271,8 @@ class CircuitTransport(Transport):
                     remote_address=carrier.remote_address.with_peer_id(relay) / "/p2p-circuit",
                     relay=relay,
                     limits=limits,
+                    settings=self._settings.tcp,
+                    memory=self._memory,
                 )
         except TimeoutError:
             stream.reset()

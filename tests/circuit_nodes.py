@@ -1,0 +1,138 @@
+"""Whole nodes for tests of circuits, over whichever transport a test brings."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from dep2p_daemon.circuit.relay_client import RelayClient, RelayClientSettings
+from dep2p_daemon.circuit.relay_server import RelayServer, RelayServerSettings
+from dep2p_daemon.circuit.transport import CircuitSettings, CircuitTransport
+from dep2p_daemon.events import EventBus
+from dep2p_daemon.identity.keys import PrivateKey
+from dep2p_daemon.swarm.peerstore import Peerstore
+from dep2p_daemon.swarm.swarm import Swarm
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from tests.memory_transport import MemoryNetwork
+
+    from dep2p_daemon.events import Subscription
+    from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.multiaddr import Multiaddr
+    from dep2p_daemon.muxed import Stream, Transport
+
+ECHO = "/test/echo"
+
+Event = TypeVar("Event")
+
+
+@dataclass
+class Node:
+    """One node; what a test does not use costs it nothing."""
+
+    swarm: Swarm
+    events: EventBus
+    circuits: CircuitTransport
+    client: RelayClient
+    server: RelayServer | None
+    seen: Subscription
+    addresses: tuple[Multiaddr, ...]
+    """Where it listens, with its /p2p."""
+    passed: list[object] = field(default_factory=list)
+
+    @property
+    def peer(self) -> PeerId:
+        return self.swarm.local_peer
+
+    @property
+    def address(self) -> Multiaddr:
+        return self.addresses[0]
+
+    @property
+    def relay(self) -> RelayServer:
+        assert self.server is not None
+        return self.server
+
+    def circuit_to(self, target: Node) -> Multiaddr:
+        """The address of `target` through this node."""
+        return self.address / f"/p2p-circuit/p2p/{target.peer}"
+
+    async def next(
+        self, kind: type[Event], when: Callable[[Event], bool] = lambda _event: True
+    ) -> Event:
+        """Return the next event of a kind; those before it are kept in `passed`."""
+        while True:
+            event = await self.seen.next()
+            if isinstance(event, kind) and when(event):
+                return event
+            self.passed.append(event)
+
+
+async def echo(stream: Stream) -> None:
+    """Send back what comes, half-close included."""
+    while data := await stream.read():
+        await stream.write(data)
+    await stream.aclose()
+
+
+Transports: TypeAlias = "Callable[[PrivateKey], list[AbstractAsyncContextManager[Transport]]]"
+
+
+def memory(network: MemoryNetwork) -> Transports:
+    """Nodes that meet on `network`."""
+    return lambda key: [network.transport(key)]
+
+
+@asynccontextmanager
+async def node(
+    transports: Transports,
+    *listen: Multiaddr,
+    key: PrivateKey | None = None,
+    relay: RelayServerSettings | None = None,
+    client: RelayClientSettings | None = None,
+    circuit: CircuitSettings | None = None,
+) -> AsyncIterator[Node]:
+    """Run a node that listens at `listen`, with a relay server where `relay` has settings."""
+    key, events = key or PrivateKey.generate(), EventBus()
+    async with AsyncExitStack() as stack:
+        seen = stack.enter_context(events.subscribe())
+        lower = [await stack.enter_async_context(t) for t in transports(key)]
+        swarm = await stack.enter_async_context(
+            Swarm(key=key, peerstore=Peerstore(None), events=events)
+        )
+        circuits = await stack.enter_async_context(CircuitTransport(swarm, key, circuit))
+        for transport in (circuits, *lower):
+            swarm.add_transport(transport)
+        swarm.set_handler(ECHO, echo)
+        relays = await stack.enter_async_context(
+            RelayClient(swarm, events, client, transport=circuits)
+        )
+        server = None
+        if relay is not None:
+            server = await stack.enter_async_context(RelayServer(swarm, events, relay))
+        bound = await swarm.listen(listen)
+        addresses = tuple(address.with_peer_id(key.peer_id) for address in bound)
+        yield Node(swarm, events, circuits, relays, server, seen, addresses)
+
+
+async def talk(dialler: Node, target: Node, text: bytes, *, through: Node) -> bytes:
+    """Open an echo stream from `dialler` to `target` through `through`; return the echo."""
+    stream = await dialler.swarm.open_stream(
+        target.peer, [ECHO], addresses=[through.circuit_to(target)]
+    )
+    async with asyncio.TaskGroup() as tasks:
+
+        async def send() -> None:
+            await stream.write(text)
+            await stream.close_write()
+
+        tasks.create_task(send())
+        answer = bytearray()
+        while data := await stream.read():
+            answer += data
+    return bytes(answer)
