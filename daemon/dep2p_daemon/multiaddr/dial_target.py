@@ -162,11 +162,13 @@ def _refuse_undialable(address: Multiaddr) -> None:
 
 
 def _why_undialable(protocols: Sequence[str]) -> str:
+    if protocols[0] == "ip6zone":
+        protocols = protocols[1:]
     match protocols:
-        case [_, "udp"] | [_, _, _, "udp"]:
+        case [_, "udp"]:
             return "is missing /quic-v1 behind the UDP port"
         case [*_, "quic"]:
             return "says /quic, which is an old draft; today's is /quic-v1"
-        case [_] | ["ip6zone", "ip6"]:
+        case [_]:
             return "is missing a port and a transport"
     return f"is for a transport that is not spoken here: /{'/'.join(protocols[1:])}"
