@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -33,7 +32,6 @@ async def serve(config: Config, console: Console | None = None) -> None:
     Raises:
         Dep2pError, OSError: it could not start; nothing is left behind.
     """
-    started = time.monotonic()
     notifier = SystemdNotifier.from_environment()
     stop = _StopRequest()
     stop.watch_signals()
@@ -44,7 +42,7 @@ async def serve(config: Config, console: Console | None = None) -> None:
     try:
         async with Daemon(config) as daemon, RpcServer(daemon, config.socket):
             stop.on_request = daemon.request_stop
-            _say_ready(daemon, config, notifier, time.monotonic() - started)
+            _say_ready(daemon, config, notifier)
             await _stay(daemon, notifier, console)
             notifier.stopping()
             stop.begin()
@@ -76,7 +74,7 @@ async def _guarded(console: Console, daemon: Daemon) -> None:
         log.warning("the console ended", reason=type(error).__name__, error=str(error))
 
 
-def _say_ready(daemon: Daemon, config: Config, notifier: SystemdNotifier, seconds: float) -> None:
+def _say_ready(daemon: Daemon, config: Config, notifier: SystemdNotifier) -> None:
     addresses = [str(address) for address in daemon.addresses()]
     log.info(
         "ready",
@@ -84,7 +82,6 @@ def _say_ready(daemon: Daemon, config: Config, notifier: SystemdNotifier, second
         addresses=addresses,
         socket=str(config.socket),
         preset=config.node.preset,
-        seconds=round(seconds, 3),
     )
     notifier.ready(f"{daemon.peer_id} on {len(addresses)} addresses")
 

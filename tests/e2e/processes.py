@@ -224,6 +224,26 @@ class Daemon:
             BIN / "dep2pctl", f"--socket={self.socket}", *args, stdin=stdin, timeout=timeout
         )
 
+    @contextlib.asynccontextmanager
+    async def ctl_running(self, *args: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run `dep2pctl` with pipes beside the block; killed at its end if it still runs."""
+        process = await asyncio.create_subprocess_exec(
+            BIN / "dep2pctl",
+            f"--socket={self.socket}",
+            *args,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(),
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            await process.communicate()
+
     async def ctl_json(self, *args: str) -> Any:
         """Run `dep2pctl -o json`, which must succeed, and return what it printed."""
         done = await self.ctl("-o", "json", *args)

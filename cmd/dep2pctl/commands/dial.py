@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
 
 import click
 
+import dep2p
 from dep2pctl.app import ApiCommand
 from dep2pctl.as_json import as_json
 from dep2pctl.output import write_fields
@@ -13,7 +16,9 @@ from dep2pctl.param_types import DURATION
 from dep2pctl.session import Session, pass_session
 
 if TYPE_CHECKING:
-    import dep2p
+    from dep2p.v1.peer_pb2 import Connection
+
+PING_SECONDS: Final = 2.0
 
 
 @click.command(
@@ -46,9 +51,19 @@ def dial(session: Session, peer: str, policy: dep2p.Policy, new: bool, timeout: 
         from dep2pctl.views import connection_fields
 
         connection = await node.dial(peer, policy=policy, force_new=new, timeout=timeout)
+        if not connection.HasField("rtt_ms"):
+            await _measure(node, connection)
         session.show(as_json(connection), lambda: write_fields(connection_fields(connection)))
 
     session.run(work)
+
+
+async def _measure(node: dep2p.Node, connection: Connection) -> None:
+    """Ping once over a connection too new to know its round trip; not every peer answers."""
+    with contextlib.suppress(dep2p.Dep2pError, TimeoutError):
+        async with asyncio.timeout(PING_SECONDS):
+            async for reply in node.ping(connection.peer_id, count=1):
+                connection.rtt_ms = reply.rtt_ms
 
 
 @click.command(

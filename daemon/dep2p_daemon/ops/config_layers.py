@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import BaseModel
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from typing_extensions import override
 
@@ -55,11 +56,23 @@ def sources_of(
     settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource
 ) -> tuple[PydanticBaseSettingsSource, ...]:
     """The sources of a `Config`: its keyword arguments, or the argument `layers`; the preset."""
-    layers: Sequence[Layer] | None = init_settings().get("layers")
-    preset = _PresetSource(settings_cls)
-    if layers is None:
-        return (init_settings, preset)
-    return (*(_LayerSource(settings_cls, layer) for layer in layers), preset)
+    given = init_settings()
+    layers: Sequence[Layer] = given.get("layers") or [_layer(given)]
+    sources = (_LayerSource(settings_cls, layer) for layer in layers)
+    return (*sources, _PresetSource(settings_cls))
+
+
+def _layer(given: Mapping[str, object]) -> Layer:
+    """Keyword arguments as a layer: of a section, mapping or object, what was set in it."""
+    layer: Layer = {}
+    for name, value in given.items():
+        if isinstance(value, BaseModel):
+            value = {field: getattr(value, field) for field in value.model_fields_set}
+        if isinstance(value, dict):
+            layer.update({f"{name}.{inner}": Origin(v, "code") for inner, v in value.items()})
+        else:
+            layer[name] = Origin(value, "code")
+    return layer
 
 
 class _LayerSource(PydanticBaseSettingsSource):

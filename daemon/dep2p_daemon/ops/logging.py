@@ -70,6 +70,7 @@ def _processors(format: str, *, colours: bool) -> list[Processor]:
         colors=colours,
         exception_formatter=structlog.dev.plain_traceback,
         pad_event_to=0,
+        sort_keys=False,
     )
     return [*common, renderer]
 

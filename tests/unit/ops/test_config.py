@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -9,10 +10,20 @@ from dep2p_daemon.circuit.admission import AdmissionLimits
 from dep2p_daemon.circuit.relay_server import RelayServerSettings
 from dep2p_daemon.daemon import relay_server_settings, swarm_settings
 from dep2p_daemon.errors import ConfigError
-from dep2p_daemon.ops.config import Config, LimitsSection, default_data_dir, default_socket
+from dep2p_daemon.ops.config import (
+    Config,
+    LimitsSection,
+    NodeSection,
+    RelayServerSection,
+    default_data_dir,
+    default_socket,
+)
 from dep2p_daemon.ops.config_load import default_file, fields, load_config
 from dep2p_daemon.ops.config_text import to_toml
 from dep2p_daemon.swarm.settings import SwarmSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RELAY = (
     "/ip4/203.0.113.10/udp/4001/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
@@ -46,7 +57,7 @@ def test_defaults_come_from_the_preset(file: Path) -> None:
 
 
 def test_a_config_made_in_code_has_the_presets_values_too() -> None:
-    assert Config(node={"preset": "relay"}).relay_server.enabled
+    assert Config(node=NodeSection(preset="relay")).relay_server.enabled
     assert not Config().relay_server.enabled
 
 
@@ -78,22 +89,25 @@ def test_lists_in_the_environment_are_separated_by_commas(file: Path) -> None:
 
 
 def test_listening_on_hosts_addresses_and_everything(file: Path) -> None:
-    def listening(**flags: object) -> tuple[list[str], list[str]]:
-        config = load(file, **flags)
+    file.write_text("")
+
+    def listening(port: int = 0, listen: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+        given: dict[str, object] = {"node.listen": listen} | ({"node.port": port} if port else {})
+        config = load_config(path=file, env={}, flags=given)
         return (
             [str(address) for address in config.listen_addresses],
             [str(address) for address in config.optional_listen_addresses],
         )
 
-    assert listening(node__port=7) == (
+    assert listening(7) == (
         ["/ip4/0.0.0.0/udp/7/quic-v1", "/ip4/0.0.0.0/tcp/7"],
         ["/ip6/::/udp/7/quic-v1", "/ip6/::/tcp/7"],
     )
-    assert listening(node__port=7, node__listen=["::1"]) == (
+    assert listening(7, ["::1"]) == (
         ["/ip6/::1/udp/7/quic-v1", "/ip6/::1/tcp/7"],
         [],
     )
-    assert listening(node__listen=["/ip4/127.0.0.1/tcp/9"]) == (["/ip4/127.0.0.1/tcp/9"], [])
+    assert listening(listen=["/ip4/127.0.0.1/tcp/9"]) == (["/ip4/127.0.0.1/tcp/9"], [])
 
 
 def test_every_problem_is_told_at_once_with_its_place_and_remedy(file: Path) -> None:
@@ -239,13 +253,13 @@ def test_every_cap_of_the_relay_can_be_set() -> None:
     caps = {field.name: 7 for field in dataclasses.fields(AdmissionLimits)}
     caps["reservation_ttl"] = 77
     rates = {"rate": 1, "total_rate": 2, "circuit_duration": 3, "circuit_data": 4}
-    settings = relay_server_settings(Config(relay_server=caps | rates).relay_server)
+    settings = relay_server_settings(RelayServerSection.model_validate(caps | rates))
     assert dataclasses.asdict(settings.admission) == caps
     assert (settings.pair_rate, settings.total_rate) == (1, 2)
     assert (settings.circuit_duration, settings.circuit_data) == (3, 4)
 
 
 def test_every_limit_reaches_the_swarm() -> None:
-    section = Config(limits=dict.fromkeys(LimitsSection.model_fields, 9)).limits
+    section = LimitsSection.model_validate(dict.fromkeys(LimitsSection.model_fields, 9))
     settings = swarm_settings(section)
     assert {name: getattr(settings, name) for name in section.model_dump()} == section.model_dump()
