@@ -102,7 +102,7 @@ class Identify:
 
     def register(self) -> None:
         """Begin: answer, and ask on every new connection."""
-        self._swarm.set_handler(ID_PROTOCOL, self._tell)
+        self._swarm.set_handler(ID_PROTOCOL, self._answer)
         self._swarm.set_handler(PUSH_PROTOCOL, self._receive_push)
         self._swarm.observe(self)
 
@@ -262,13 +262,17 @@ class Identify:
 
     # ---------------------------------------------------------------- answering
 
+    async def _answer(self, stream: Stream) -> None:
+        async with asyncio.timeout(self._settings.timeout):
+            await self._tell(stream)
+            await stream.aclose()
+
     async def _tell(self, stream: Stream) -> None:
         connection = stream.connection
         # Before the first await: a change from here on makes a push.
         self._session(connection).told = self._version
-        async with asyncio.timeout(self._settings.timeout):
-            await stream.write(self._describe(connection))
-            await stream.aclose()
+        await stream.write(self._describe(connection))
+        await stream.close_write()
 
     def _describe(self, connection: Connection) -> bytes:
         near = _near(connection)
@@ -323,11 +327,15 @@ class Identify:
                     stream = await self._swarm.open_stream(
                         connection.remote_peer, [PUSH_PROTOCOL], connection=connection
                     )
-                try:
-                    await self._tell(stream)
-                except BaseException:
-                    stream.reset()
-                    raise
+                    try:
+                        await self._tell(stream)
+                        # Until the peer's end: one that is told to stop sending while it still
+                        # answers the negotiation would drop what we told.
+                        while await stream.read():
+                            pass
+                    except BaseException:
+                        stream.reset()
+                        raise
             except (Dep2pError, TimeoutError) as error:
                 _log.debug(
                     "identify push failed", peer=str(connection.remote_peer), error=str(error)

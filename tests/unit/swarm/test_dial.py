@@ -71,8 +71,9 @@ async def nodes(
     *addresses: Multiaddr,
     settings: SwarmSettings = DEFAULT_SETTINGS,
     names: Names | None = None,
+    network: MemoryNetwork | None = None,
 ) -> AsyncIterator[Nodes]:
-    network = MemoryNetwork()
+    network = network or MemoryNetwork()
     made = []
     for key in (HERE, THERE):
         swarm = Swarm(
@@ -398,3 +399,43 @@ async def test_leaving_the_swarm_ends_a_dial() -> None:
     with pytest.raises(PreconditionError, match="stopping"):
         await made.here.dial(PEER, [QUIC])
     assert made.network.cancelled == [QUIC]
+
+
+def circuit_over(port: int) -> Multiaddr:
+    return Multiaddr.parse(f"/ip4/198.51.100.1/tcp/{port}/p2p/{RELAY.peer_id}/p2p-circuit")
+
+
+@virtual_time
+async def test_a_relay_with_many_addresses_gets_one_circuit_after_they_were_raced() -> None:
+    network = MemoryNetwork()
+    dead, alive = circuit_over(1), circuit_over(2)
+    ways = [address.split_circuit()[0].without_peer_id() for address in (dead, alive)]
+    async with nodes(dead, alive, network=network) as made:
+        relay = await network.transport(RELAY).listen(ways[1])
+        network.dead.add(ways[0])
+        connection = await made.here.dial(PEER, [dead, alive])
+        assert connection.relay == RELAY.peer_id
+        assert len(made.here.connections(PEER)) == 1
+        assert [connection.path for connection in made.here.connections(RELAY.peer_id)] == [
+            "direct"
+        ]
+        assert made.dialled == [*ways, dead]
+        await relay.close()
+
+
+@virtual_time
+async def test_a_relay_that_answers_nowhere_is_named_with_all_its_addresses() -> None:
+    async with nodes() as made:
+        error = await failure(made.here, [circuit_over(1), circuit_over(2)])
+        assert isinstance(error, UnreachableError)
+        assert error.reason == "RELAY_UNREACHABLE"
+        for port in (1, 2):
+            assert f"/ip4/198.51.100.1/tcp/{port}: connection refused" in error.message
+        assert made.here.connections() == ()
+
+
+@virtual_time
+async def test_a_circuit_address_without_a_relay_is_the_transports_to_judge() -> None:
+    broken = Multiaddr.parse("/ip4/198.51.100.1/tcp/1/p2p-circuit")
+    async with nodes(QUIC) as made:
+        assert (await made.here.dial(PEER, [broken, QUIC])).remote_address == QUIC
