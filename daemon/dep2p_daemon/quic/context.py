@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.tls import CipherSuite
 
+from dep2p_daemon.muxed import ReceiveMemory
 from dep2p_daemon.quic.certificate import TlsCertificate, make_certificate
 from dep2p_daemon.quic.connection_ids import ConnectionIds, derive_reset_key
-from dep2p_daemon.quic.flow_control import ReceiveMemory
 from dep2p_daemon.quic.libp2p_tls import ALPN
 from dep2p_daemon.quic.packets import MIN_INITIAL_DATAGRAM, VERSION_1
 
@@ -35,7 +35,9 @@ class QuicContext:
     """Every connection and handshake of the transport."""
 
     @classmethod
-    def create(cls, key: PrivateKey, settings: QuicSettings) -> QuicContext:
+    def create(
+        cls, key: PrivateKey, settings: QuicSettings, memory: ReceiveMemory | None = None
+    ) -> QuicContext:
         """Make the certificate and the keys that one process uses for all connections."""
         reset_key = settings.stateless_reset_key
         if reset_key is None:
@@ -45,7 +47,7 @@ class QuicContext:
             settings=settings,
             certificate=make_certificate(key),
             connection_ids=ConnectionIds(reset_key, settings.worker_id),
-            memory=ReceiveMemory(settings.receive_memory),
+            memory=memory or ReceiveMemory(settings.receive_memory),
         )
 
     def configuration(self, *, is_client: bool) -> QuicConfiguration:

@@ -7,26 +7,6 @@ half of it went within two round trips, the window is what limits the transfer.
 from __future__ import annotations
 
 
-class ReceiveMemory:
-    """Received but unread bytes of all connections of a transport, against their bound."""
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    @property
-    def allows_growth(self) -> bool:
-        """Whether windows may grow: not while half of the memory is in use."""
-        return self.used * 2 < self.limit
-
-    @property
-    def exceeded(self) -> bool:
-        """Whether something has to go."""
-        return self.used > self.limit
-
-
 class ReceiveWindow:
     """The credit of one stream, or of all streams of a connection together."""
 

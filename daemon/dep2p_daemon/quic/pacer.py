@@ -44,14 +44,18 @@ class BurstPacer(QuicPacketPacer):
         if self.packet_time is None:
             return None
         self.update_bucket(now=now)
-        if self.bucket_time <= 0:
-            return now + self.packet_time
+        if self.bucket_time < 0:
+            return now + max(-self.bucket_time, K_MICRO_SECOND)
         return None
 
     @override
     def update_after_send(self, now: float) -> None:
         self._left -= 1
-        super().update_after_send(now)
+        if self.packet_time is not None:
+            self.update_bucket(now=now)
+            # May become a debt, which the next packet waits for. The stock pacer forgives it, and
+            # then lets one packet go at every wake.
+            self.bucket_time -= self.packet_time
 
     @override
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:

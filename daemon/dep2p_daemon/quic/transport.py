@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from dep2p_daemon.identity.keys import PrivateKey
     from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.muxed import ReceiveMemory
     from dep2p_daemon.quic.connection import QuicConnection
 
 _log = structlog.get_logger(__name__)
@@ -116,9 +117,23 @@ class QuicListener(Listener):
 class QuicTransport(Transport):
     """An async context manager; leaving it closes every connection and socket."""
 
-    def __init__(self, key: PrivateKey, settings: QuicSettings | None = None) -> None:
+    def __init__(
+        self,
+        key: PrivateKey,
+        settings: QuicSettings | None = None,
+        *,
+        memory: ReceiveMemory | None = None,
+    ) -> None:
+        """Prepare a transport for the node of `key`.
+
+        Args:
+            key: the node's identity.
+            settings: limits and sizes; None: the defaults.
+            memory: the bound on unread bytes, to share it with other transports; None: one of
+                its own, as large as the settings say.
+        """
         self._context = QuicContext.create(
-            key, settings if settings is not None else QuicSettings()
+            key, settings if settings is not None else QuicSettings(), memory
         )
         self._drivers: list[EndpointDriver] = []
         self._listeners: dict[EndpointDriver, QuicListener] = {}
