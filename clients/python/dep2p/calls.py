@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -15,34 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
+    from google.protobuf.message import Message
+
     StreamCall = grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.UnaryStreamCall[Any, Any]
 
 Response = TypeVar("Response")
 Item = TypeVar("Item")
 
-STATUS_SECONDS: Final = 5.0
-"""For the status of a call that has failed already; it is there at once."""
-
 
 def from_rpc_error(error: grpc.aio.AioRpcError, socket: Path) -> Dep2pError:
     """Return the error of ours that a failed call stands for."""
     return _known(error_of(error.code(), error.details() or "", error.trailing_metadata()), socket)
-
-
-async def status_error(call: grpc.aio.Call, socket: Path) -> Dep2pError | None:
-    """Return why `call` ended, None when it ended well.
-
-    A failed write does not say it (grpc#36066): the status does.
-    """
-    try:
-        async with asyncio.timeout(STATUS_SECONDS):
-            code = await call.code()
-            if code is grpc.StatusCode.OK:
-                return None
-            error = error_of(code, await call.details() or "", await call.trailing_metadata())
-    except TimeoutError:
-        return not_reachable(socket, "the call broke and has no status")
-    return _known(error, socket)
 
 
 def _known(error: Dep2pError, socket: Path) -> Dep2pError:
@@ -81,6 +64,23 @@ async def responses(
         call.cancel()
 
 
+async def send(call: grpc.aio.StreamStreamCall[Any, Any], message: Message) -> None:
+    """Send one message, waiting while the daemon takes none. Cancelled, it ends the call.
+
+    Raises:
+        grpc.aio.BaseError, asyncio.InvalidStateError: the call is over; its status says why.
+    """
+    # Not `call.write`: that one puts an INTERNAL of its own in the place of the status with
+    # which the daemon ended the call (grpc#36066). This is what it does otherwise.
+    await call.wait_for_connection()
+    core = call._cython_call  # type: ignore[attr-defined]
+    try:
+        await core.send_serialized_message(message.SerializeToString())
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+
+
 class Reader(Generic[Response]):
     """Reads a call's messages one at a time, one ahead at most.
 
@@ -92,6 +92,7 @@ class Reader(Generic[Response]):
         self._call = call
         self._socket = socket
         self._pending: asyncio.Task[Response | None] | None = None
+        self._closed = False
 
     async def next(self) -> Response | None:
         """Return the next message, None at the end. Raises Dep2pError."""
@@ -108,13 +109,14 @@ class Reader(Generic[Response]):
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self._socket) from None
         except asyncio.CancelledError:
-            if self._call.cancelled():
+            if self._closed or self._call.cancelled():
                 return None  # by ourselves
             raise
         return None if message is grpc.aio.EOF else message
 
     async def aclose(self) -> None:
         """Drop a read that nobody waits for; the call must have ended. Idempotent."""
+        self._closed = True
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.cancel()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 import grpc.aio
 
-from dep2p.calls import Reader, status_error, too_late
+from dep2p.calls import Reader, send, too_late
 from dep2p.errors import (
     DaemonNotReachableError,
     Dep2pError,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
     from types import TracebackType
+
+    from google.protobuf.message import Message
 
     from dep2p.v1.stream_service_pb2 import StreamInfo
 
@@ -61,8 +64,11 @@ class Stream:
         self._request = request
         self._reader = reader
         self._socket = socket
-        self._buffer = b""
+        self._receiving = asyncio.Lock()
+        self._buffer: deque[bytes] = deque()
+        """Holds one message, except after a write that failed: then all that still came."""
         self._error: Dep2pError | None = None
+        self._call_ended = False
         self._peer_ended = False
         self._write_ended = False
         self._closed = False
@@ -95,27 +101,35 @@ class Stream:
             DaemonNotReachableError: the daemon went away.
         """
         while not self._buffer:
-            if self._error is not None:
-                raise self._error
             if self._peer_ended:
                 return b""
+            if self._error is not None:
+                raise self._error
             await self._receive()
-        if len(self._buffer) <= max_bytes:
-            data, self._buffer = self._buffer, b""
-        else:
-            data, self._buffer = self._buffer[:max_bytes], self._buffer[max_bytes:]
+        data = self._buffer.popleft()
+        if len(data) > max_bytes:
+            self._buffer.appendleft(data[max_bytes:])
+            data = data[:max_bytes]
         return data
 
     async def _receive(self) -> None:
-        try:
-            message = await self._reader.next()
-        except Dep2pError as error:
-            self._error = error
-            raise
-        if message is None or message.HasField("end"):
-            self._peer_ended = True
-        else:
-            self._buffer = message.data
+        """Take the next message, unless the last one has come."""
+        async with self._receiving:
+            if self._error is not None or self._call_ended:
+                return
+            try:
+                message = await self._reader.next()
+            except Dep2pError as error:
+                # What a local reset has set before stays.
+                self._error = self._error or error
+                return
+            if message is None:
+                self._call_ended = True
+                self._peer_ended = self._error is None
+            elif message.HasField("end"):
+                self._peer_ended = True
+            elif message.data:
+                self._buffer.append(message.data)
 
     async def read_exactly(self, size: int) -> bytes:
         """Return exactly `size` bytes. Raises asyncio.IncompleteReadError at an earlier end."""
@@ -161,15 +175,20 @@ class Stream:
         for start in range(0, len(view), WRITE_CHUNK):
             await self._send(self._request(data=bytes(view[start : start + WRITE_CHUNK])))
 
-    async def _send(self, message: object) -> None:
+    async def _send(self, message: Message) -> None:
         if self._error is not None:
             raise self._error
         try:
-            await self._call.write(message)
+            await send(self._call, message)
+        except asyncio.CancelledError:
+            self._error = _reset(0)
+            raise
         except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
-            # The write does not tell why it failed; the status does.
-            self._error = await status_error(self._call, self._socket) or _ended()
-            raise self._error from None
+            # The write does not tell why it failed. The status does, and comes behind what the
+            # daemon has sent: not more than it had under way, since the call is over.
+            while self._error is None and not self._call_ended:
+                await self._receive()
+            raise self._error or _ended() from None
 
     async def close_write(self) -> None:
         """Half-close: the peer reads its end after all that was written. Idempotent."""
@@ -183,15 +202,9 @@ class Stream:
         The peer learns `code` where the transport can tell it (QUIC does, yamux cannot) and
         unless a write is blocked at this moment.
         """
-        if self._error is None:
-            self._error = StreamResetError(
-                "the stream was reset by this program",
-                reason="STREAM_RESET",
-                metadata={"code": str(code), "by": "local"},
-                code=grpc.StatusCode.ABORTED,
-            )
-        self._write_ended = self._peer_ended = True
-        self._buffer = b""
+        self._error = self._error or _reset(code)
+        self._write_ended, self._peer_ended = True, False
+        self._buffer.clear()
         try:
             if code and not self._call.done():
                 message = self._request(reset=stream_service_pb2.ResetStream(code=code))
@@ -202,7 +215,7 @@ class Stream:
                     asyncio.InvalidStateError,
                 ):
                     async with asyncio.timeout(RESET_SECONDS):
-                        await self._call.write(message)
+                        await send(self._call, message)
                         await self._call.code()
         finally:
             await self._end_call()
@@ -228,6 +241,8 @@ class Stream:
             if not peer_ended:
                 raise
         finally:
+            self._peer_ended = self._error is None
+            self._buffer.clear()
             await self._end_call()
 
     async def _leave(self) -> None:
@@ -236,11 +251,14 @@ class Stream:
         if not self._peer_ended:
             await self._send(self._request(stop_reading=stream_service_pb2.StopReading()))
         await self._call.done_writing()
-        while await self._reader.next() is not None:
-            pass
+        while self._error is None and not self._call_ended:
+            self._buffer.clear()
+            await self._receive()
+        if self._error is not None:
+            raise self._error
 
     async def _end_call(self) -> None:
-        self._closed = self._peer_ended = self._write_ended = True
+        self._closed = self._write_ended = True
         self._call.cancel()
         await self._reader.aclose()
 
@@ -257,6 +275,15 @@ class Stream:
             await self.aclose()
         else:
             await self.reset()
+
+
+def _reset(code: int) -> StreamResetError:
+    return StreamResetError(
+        "the stream was reset by this program",
+        reason="STREAM_RESET",
+        metadata={"code": str(code), "by": "local"},
+        code=grpc.StatusCode.ABORTED,
+    )
 
 
 def _ended() -> StreamResetError:
