@@ -103,8 +103,9 @@ class TcpListener(Listener):
             while self._accepted:
                 await self._accepted.popleft().close(CloseCode.SHUTDOWN)
         finally:
-            # Only after the accepting task: the loop must not watch a closed descriptor.
-            asyncio.get_running_loop().call_soon(self._socket.close)
+            # If we were cancelled above, the loop may still watch the descriptor.
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
 
     def _wake(self) -> None:
         for waiter in self._waiters:
@@ -217,8 +218,12 @@ class TcpTransport(Transport):
             await asyncio.gather(
                 *(connection.close(CloseCode.SHUTDOWN) for connection in self._connections)
             )
-        finally:
-            await self._group.__aexit__(exc_type, exc, traceback)
+        except BaseException as error:
+            # Cancelled while saying goodbye: the group ends what is left.
+            await self._group.__aexit__(type(error), error, error.__traceback__)
+            raise
+        # What went wrong inside the `async with` is its own error, not one of our tasks'.
+        await self._group.__aexit__(None, None, None)
 
     @override
     def can_dial(self, address: Multiaddr) -> bool:
@@ -303,19 +308,17 @@ class TcpTransport(Transport):
 
 def _dial_error(error: Dep2pError, address: Multiaddr, peer: PeerId) -> Dep2pError:
     """Add what was dialled to an error that only knows why."""
-    if isinstance(error, ConnectionClosedError | ProtocolNotSupportedError):
+    what = f"cannot connect to {address}: {error.message}"
+    context = {**error.metadata, "address": address, "peer": peer}
+    if error.reason == "UNEXPECTED_END":
         return UnreachableError(
-            f"cannot connect to {address}: {error.message}",
-            reason=error.reason,
-            remedy=error.remedy,
-            address=address,
-            peer=peer,
+            f"cannot connect to {address}: it closed the connection during the handshake",
+            reason="CLOSED_DURING_HANDSHAKE",
+            remedy="the peer may be at a limit, or something else listens on this port",
+            **context,
         )
+    if isinstance(error, ConnectionClosedError | ProtocolNotSupportedError):
+        return UnreachableError(what, reason=error.reason, remedy=error.remedy, **context)
     if not isinstance(error, PeerError):
         return error
-    return type(error)(
-        f"cannot connect to {address}: {error.message}",
-        reason=error.reason,
-        remedy=error.remedy,
-        **{**error.metadata, "address": address, "peer": peer},
-    )
+    return type(error)(what, reason=error.reason, remedy=error.remedy, **context)

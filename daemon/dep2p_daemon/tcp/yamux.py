@@ -106,7 +106,9 @@ class YamuxSession:
         self._next_id += 2
         self._streams[stream.id] = stream
         self._unacknowledged += 1
-        self._control += frame.encode(frame.WINDOW_UPDATE, frame.SYN, stream.id, 0)
+        # In its turn, behind the ends of streams that were finished earlier: the peer may
+        # have room for this one only after those.
+        self._schedule(stream)
         return stream.id
 
     def accept(self, stream_id: int) -> None:
@@ -144,7 +146,9 @@ class YamuxSession:
         """End both halves at once. Idempotent."""
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self._control += frame.encode(frame.WINDOW_UPDATE, frame.RST, stream_id, 0)
+            if not stream.syn_pending:
+                self._control += frame.encode(frame.WINDOW_UPDATE, frame.RST, stream_id, 0)
+            stream.syn_pending = False
             stream.step(StreamInput.RESET)
             self._forget(stream)
 
@@ -216,7 +220,10 @@ class YamuxSession:
             self._ready.append(stream)
 
     def _emit(self, stream: YamuxStreamState, parts: list[Buffer]) -> int:
-        """Append one data frame, and the end behind the last one; return their size."""
+        """Append the start, one data frame, and the end behind the last one; return their size."""
+        if stream.syn_pending:
+            stream.syn_pending = False
+            parts.append(frame.encode(frame.WINDOW_UPDATE, frame.SYN, stream.id, 0))
         size = min(stream.queued, stream.send_window, MAX_PAYLOAD)
         if size:
             payload = stream.take(size)

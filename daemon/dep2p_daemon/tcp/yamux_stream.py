@@ -71,6 +71,7 @@ class YamuxStreamState:
         "ready",
         "send_window",
         "state",
+        "syn_pending",
         "window",
     )
 
@@ -78,6 +79,8 @@ class YamuxStreamState:
         self.id = stream_id
         self.inbound = inbound
         self.state = StreamState.OPEN
+        self.syn_pending = not inbound
+        """The peer has not been told of it yet."""
         self.acknowledged = False
         """Inbound: we accepted it; outbound: the peer did."""
         self.ignored = False
@@ -111,6 +114,8 @@ class YamuxStreamState:
     @property
     def sendable(self) -> bool:
         """Whether a frame could be sent now."""
+        if self.syn_pending:
+            return True
         if self.queued:
             return self.send_window > 0
         return self.fin_requested and self.state in WRITABLE

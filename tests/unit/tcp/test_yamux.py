@@ -143,6 +143,26 @@ def test_data_before_the_acknowledgement_and_both_ends() -> None:
     ]
 
 
+def test_a_new_stream_comes_after_the_end_of_an_earlier_one() -> None:
+    pair = Pair(YamuxSettings(max_inbound_streams=1))
+    first = pair.open()
+    pair.server.finish(first, 0.0)
+    pair.pump()
+    pair.client.finish(first, 0.0)
+    second = pair.client.open(0.0)
+    pair.pump()
+    assert pair.take_server_events() == [ev.StreamEnded(first), ev.StreamOpened(second)]
+
+
+def test_stream_that_is_reset_before_its_syn_was_never_there() -> None:
+    pair = Pair()
+    stream = pair.client.open(0.0)
+    pair.client.write(stream, b"x")
+    pair.client.reset(stream)
+    assert wire(pair.client) == b""
+    assert pair.client.can_open
+
+
 def test_syn_on_a_data_frame() -> None:
     pair = Pair()
     events = pair.server.receive(encode(DATA, SYN | FIN, 1, 2) + b"hi", 0.0)
