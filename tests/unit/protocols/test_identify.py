@@ -302,17 +302,31 @@ async def test_waiting_ends_with_the_connection() -> None:
         assert not await identify.wait_identified(connection)
 
 
-@virtual_time
-async def test_addresses_are_kept_for_a_while_after_the_last_connection() -> None:
-    record = PeerRecord(peer(1), 7, (PUBLIC,)).seal(KEYS[1])
-    for info in (IdentifyInfo(signed_peer_record=record), IdentifyInfo(addresses=(PUBLIC,))):
-        now = [0.0]
+@pytest.mark.parametrize(
+    "info",
+    [
+        IdentifyInfo(signed_peer_record=PeerRecord(peer(1), 7, (PUBLIC,)).seal(KEYS[1])),
+        IdentifyInfo(addresses=(PUBLIC,)),
+    ],
+    ids=["signed", "listed"],
+)
+def test_addresses_are_kept_for_a_while_after_the_last_connection(info: IdentifyInfo) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    @virtual_time
+    async def run() -> None:
+        nonlocal now
         async with liar(info) as (here, identify):
-            here.peerstore._clock = lambda now=now: now[0]
+            here.peerstore._clock = clock
             assert await learn(here, identify)
-            now[0] = 23 * 3600.0
+            now = 23 * 3600.0
             await here.disconnect(peer(1))
-            now[0] = 46 * 3600.0
+            now = 46 * 3600.0
             assert here.peerstore.addresses(peer(1)) == (PUBLIC,)
-            now[0] = 48 * 3600.0
+            now = 48 * 3600.0
             assert here.peerstore.addresses(peer(1)) == ()
+
+    run()

@@ -25,10 +25,10 @@ async def test_a_peer_is_dialled_and_pinged_on_one_stream() -> None:
         async with aclosing(ping.ping(here, peer(1), addresses=[address_of(1)])) as rtts:
             measured = [await anext(rtts) for _ in range(5)]
             (connection,) = here.connections(peer(1))
-            assert len(connection.streams) == 1
+            assert len(list(connection.streams)) == 1
         assert len(measured) == 5
         assert connection.rtt is not None
-        assert connection.streams == ()
+        assert list(connection.streams) == []
 
 
 @virtual_time
