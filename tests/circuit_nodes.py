@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from dep2p_daemon.circuit.relay_client import RelayClient, RelayClientSettings
@@ -43,7 +43,6 @@ class Node:
     seen: Subscription
     addresses: tuple[Multiaddr, ...]
     """Where it listens, with its /p2p."""
-    passed: list[object] = field(default_factory=list)
 
     @property
     def peer(self) -> PeerId:
@@ -65,12 +64,17 @@ class Node:
     async def next(
         self, kind: type[Event], when: Callable[[Event], bool] = lambda _event: True
     ) -> Event:
-        """Return the next event of a kind; those before it are kept in `passed`."""
+        """Return the next event of a kind; those before it are dropped."""
         while True:
             event = await self.seen.next()
             if isinstance(event, kind) and when(event):
                 return event
-            self.passed.append(event)
+
+    def so_far(self, kind: type[Event]) -> list[Event]:
+        """Return the events of a kind that have not been taken yet; drop all others."""
+        events = list(self.seen._events)
+        self.seen._events.clear()
+        return [event for event in events if isinstance(event, kind)]
 
 
 async def echo(stream: Stream) -> None:

@@ -36,7 +36,7 @@ from dep2p_daemon.errors import (
     StreamResetError,
     UnreachableError,
 )
-from dep2p_daemon.muxed import CloseCode, read_message, write_message
+from dep2p_daemon.muxed import read_message, write_message
 from dep2p_daemon.swarm.dialing import DialPolicy
 
 if TYPE_CHECKING:
@@ -88,19 +88,6 @@ async def reach_relay(
         ) from error
 
 
-async def open_hop(swarm: Swarm, connection: Connection) -> Stream:
-    """Open a hop stream on a connection to a relay.
-
-    Raises:
-        PreconditionError: reason RELAY_NOT_SUPPORTED, the peer is no relay.
-    """
-    relay = connection.remote_peer
-    try:
-        return await swarm.open_stream(relay, [HOP_PROTOCOL], connection=connection)
-    except ProtocolNotSupportedError as error:
-        raise _no_relay(relay) from error
-
-
 async def reserve(swarm: Swarm, connection: Connection, *, timeout: float, now: float) -> Granted:
     """Ask the relay at the other end of `connection` for a reservation, or to refresh ours.
 
@@ -114,12 +101,7 @@ async def reserve(swarm: Swarm, connection: Connection, *, timeout: float, now: 
         UnreachableError: the relay did not answer in time.
     """
     relay = connection.remote_peer
-    stream = await open_hop(swarm, connection)
-    try:
-        status = await _exchange(stream, HopReserve(), timeout)
-    except BaseException:
-        stream.reset()
-        raise
+    stream, status = await _exchange(swarm, connection, HopReserve(), timeout)
     await stream.aclose()
     if status.status != Status.OK:
         raise reserve_refused(status.status, relay=relay)
@@ -159,24 +141,21 @@ async def connect(
         PreconditionError: the peer is no relay.
         UnreachableError: the relay did not answer in time.
     """
-    stream = await open_hop(swarm, connection)
-    try:
-        status = await _exchange(stream, HopConnect(target), timeout)
-        if status.status != Status.OK:
-            raise connect_refused(status.status, relay=connection.remote_peer, target=target)
-    except BaseException:
+    stream, status = await _exchange(swarm, connection, HopConnect(target), timeout)
+    if status.status != Status.OK:
         # A refused hop stream is of no use; left open it would count against the relay's cap.
         stream.reset()
-        raise
+        raise connect_refused(status.status, relay=connection.remote_peer, target=target)
     return stream, status.limits
 
 
-async def _exchange(stream: Stream, request: HopMessage, timeout: float) -> HopStatus:
-    relay = stream.connection.remote_peer
+async def _exchange(
+    swarm: Swarm, connection: Connection, request: HopMessage, timeout: float
+) -> tuple[Stream, HopStatus]:
+    relay = connection.remote_peer
     try:
         async with asyncio.timeout(timeout):
-            await write_message(stream, encode_hop(request))
-            answer = decode_hop(await read_message(stream, MAX_MESSAGE_BYTES))
+            return await _converse(swarm, connection, request)
     except TimeoutError as error:
         raise UnreachableError(
             f"the relay {relay} did not answer within {timeout:g} s",
@@ -193,27 +172,34 @@ async def _exchange(stream: Stream, request: HopMessage, timeout: float) -> HopS
             relay=relay,
         ) from error
     except ProtocolNotSupportedError as error:
-        # The swarm does not wait for the consent to a protocol that identify listed.
-        raise _no_relay(relay) from error
-    if not isinstance(answer, HopStatus):
-        stream.reset(CloseCode.PROTOCOL_VIOLATION)
-        raise ProtocolViolationError(
-            f"the relay {relay} answered with something else than a status",
-            reason="UNEXPECTED_MESSAGE",
+        raise PreconditionError(
+            f"the peer {relay} is connected, but it is no relay: it does not serve {HOP_PROTOCOL}",
+            reason="RELAY_NOT_SUPPORTED",
+            remedy="check that the address is the relay's and that it runs `dep2p-relay-server` "
+            "(or `dep2pd --preset relay`)",
             relay=relay,
-        )
-    return answer
+            protocol=HOP_PROTOCOL,
+        ) from error
 
 
-def _no_relay(relay: PeerId) -> PreconditionError:
-    return PreconditionError(
-        f"the peer {relay} is connected, but it is no relay: it does not serve {HOP_PROTOCOL}",
-        reason="RELAY_NOT_SUPPORTED",
-        remedy="check that the address is the relay's and that it runs `dep2p-relay-server` "
-        "(or `dep2pd --preset relay`)",
-        relay=relay,
-        protocol=HOP_PROTOCOL,
-    )
+async def _converse(
+    swarm: Swarm, connection: Connection, request: HopMessage
+) -> tuple[Stream, HopStatus]:
+    relay = connection.remote_peer
+    stream = await swarm.open_stream(relay, [HOP_PROTOCOL], connection=connection)
+    try:
+        await write_message(stream, encode_hop(request))
+        answer = decode_hop(await read_message(stream, MAX_MESSAGE_BYTES))
+        if not isinstance(answer, HopStatus):
+            raise ProtocolViolationError(
+                f"the relay {relay} answered with something else than a status",
+                reason="UNEXPECTED_MESSAGE",
+                relay=relay,
+            )
+    except BaseException:
+        stream.reset()
+        raise
+    return stream, answer
 
 
 def _unreachable(

@@ -77,6 +77,8 @@ class _Relay:
     connection: Connection | None = None
     granted: Granted | None = None
     error: Dep2pError | None = None
+    to_unix: float = 0.0
+    """Unix time less the loop's, when the keeper's times were set."""
     nudge: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when something happened that the keeper should not sleep through."""
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
@@ -209,9 +211,12 @@ class RelayClient:
         """A keeper knows of the connections that it makes."""
 
     def connection_closed(self, connection: Connection) -> None:
-        """Wake the keeper of the relay at the other end."""
+        """Wake the keeper of a reservation that may have ended with the connection.
+
+        One that is backing off sleeps on: a relay that hangs up must not make us try again.
+        """
         relay = self._relays.get(connection.remote_peer)
-        if relay is not None:
+        if relay is not None and relay.reserved is not None:
             relay.nudge.set()
 
     def node_changed(self) -> None:
@@ -278,7 +283,6 @@ class RelayClient:
 
     async def _keep(self, relay: _Relay) -> None:
         """The keeper's task: attempt, wait, and so on until it is cancelled."""
-        loop = asyncio.get_running_loop()
         keeper = relay.keeper
         while True:
             if keeper.next_try_at is None:
@@ -289,12 +293,18 @@ class RelayClient:
                     async with asyncio.timeout_at(keeper.deadline()):
                         await relay.nudge.wait()
             if self._lost(relay):
-                keeper.lost(loop.time())
+                keeper.lost(self._now(relay))
                 self._tell(relay)
             else:
-                keeper.due(loop.time())
+                keeper.due(self._now(relay))
                 if keeper.state is RelayState.CONNECTING:
                     self._tell(relay)
+
+    def _now(self, relay: _Relay) -> float:
+        """Return the loop's time for the keeper, and note what it is in Unix time."""
+        now = asyncio.get_running_loop().time()
+        relay.to_unix = self._wall_clock() - now
+        return now
 
     def _lost(self, relay: _Relay) -> bool:
         """Whether the reservation went with the last direct connection to the relay."""
@@ -334,7 +344,7 @@ class RelayClient:
         relay.kept = True
         relay.connection = connection
         relay.granted = granted
-        relay.keeper.granted(time_to_live, asyncio.get_running_loop().time())
+        relay.keeper.granted(time_to_live, self._now(relay))
         log.log(
             logging.INFO if fresh else logging.DEBUG,
             "reservation made" if fresh else "reservation refreshed",
@@ -347,7 +357,7 @@ class RelayClient:
 
     def _failed(self, relay: _Relay, error: Dep2pError) -> None:
         relay.error = error
-        relay.keeper.failed(asyncio.get_running_loop().time())
+        relay.keeper.failed(self._now(relay))
         log.warning(
             "reservation failed",
             relay=str(relay.peer),
@@ -376,7 +386,7 @@ class RelayClient:
 
     def _status(self, relay: _Relay) -> RelayStatus:
         keeper = relay.keeper
-        to_unix = self._wall_clock() - asyncio.get_running_loop().time()
+        to_unix = relay.to_unix
         granted = relay.reserved
         own = self._swarm.local_peer
         return RelayStatus(

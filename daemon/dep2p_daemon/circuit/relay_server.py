@@ -40,20 +40,16 @@ from dep2p_daemon.circuit.events import (
 from dep2p_daemon.circuit.messages import (
     HOP_PROTOCOL,
     MAX_MESSAGE_BYTES,
-    STOP_PROTOCOL,
     HopConnect,
     HopReserve,
     HopStatus,
     ReservationGrant,
     Status,
     StopConnect,
-    StopStatus,
     decode_hop,
-    decode_stop,
     encode_hop,
-    encode_stop,
-    status_name,
 )
+from dep2p_daemon.circuit.stop import offer_circuit
 from dep2p_daemon.circuit.voucher import Voucher
 from dep2p_daemon.errors import Dep2pError, ProtocolViolationError
 from dep2p_daemon.muxed import CircuitLimits, CloseCode, read_message, write_message
@@ -254,7 +250,12 @@ class RelayServer:
         if isinstance(place, Refusal):
             return await self._refuse(stream, place, target=target)
         try:
-            stop = await self._ask_target(client.peer, target)
+            stop = await offer_circuit(
+                self._swarm,
+                self._direct_connection(target),
+                StopConnect(client.peer, self._limits),
+                timeout=self._settings.handshake_timeout,
+            )
             if isinstance(stop, Refusal):
                 return await self._refuse(stream, stop, target=target)
             try:
@@ -267,33 +268,6 @@ class RelayServer:
             await self._circuits.carry(place, stream, stop)
         finally:
             self._admission.release(place)
-
-    async def _ask_target(self, source: PeerId, target: PeerId) -> Stream | Refusal:
-        """Offer the circuit to its target and return the stop stream once it has accepted."""
-        connection = self._direct_connection(target)
-        if connection is None:
-            return Refusal(Status.CONNECTION_FAILED, "TARGET_NOT_CONNECTED")
-        stop: Stream | None = None
-        try:
-            async with asyncio.timeout(self._settings.handshake_timeout):
-                stop = await self._swarm.open_stream(target, [STOP_PROTOCOL], connection=connection)
-                await write_message(stop, encode_stop(StopConnect(source, self._limits)))
-                answer = decode_stop(await read_message(stop, MAX_MESSAGE_BYTES))
-        except (TimeoutError, Dep2pError) as error:
-            reason = error.reason if isinstance(error, Dep2pError) else "TARGET_TIMEOUT"
-            refusal = Refusal(Status.CONNECTION_FAILED, reason)
-        except BaseException:
-            if stop is not None:
-                stop.reset()
-            raise
-        else:
-            if answer == StopStatus(Status.OK):
-                return stop
-            said = status_name(answer.status) if isinstance(answer, StopStatus) else "NO_STATUS"
-            refusal = Refusal(Status.CONNECTION_FAILED, f"TARGET_SAID_{said}")
-        if stop is not None:
-            stop.reset()
-        return refusal
 
     async def _refuse(
         self, stream: Stream, refusal: Refusal, *, target: PeerId | None = None
