@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from dep2p_daemon.identity.peer_id import PeerId
 
 _log = structlog.get_logger(__name__)
+
+ADDRESS_OVERHEAD: Final = 512
+"""Measured bytes of an address in memory beside its binary form."""
+
+PROTOCOL_OVERHEAD: Final = 112
+"""Measured bytes of a protocol id in memory beside its characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,12 @@ class Entry:
         """When the last of the addresses expires; 0 without addresses."""
         return max((known.expires_at for known in self.addresses.values()), default=0.0)
 
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the addresses and protocols take, roughly."""
+        addresses = sum(ADDRESS_OVERHEAD + len(bytes(address)) for address in self.addresses)
+        return addresses + sum(PROTOCOL_OVERHEAD + len(protocol) for protocol in self.protocols)
+
     def live(self, now: float) -> list[KnownAddress]:
         """Return the addresses that have not expired, the last learnt first."""
         known = [address for address in self.addresses.values() if address.expires_at > now]
@@ -86,6 +98,7 @@ def encode(peer: PeerId, entry: Entry) -> StoredPeer:
         protocols=json.dumps(sorted(entry.protocols)),
         addresses=json.dumps(addresses),
         expires_at=entry.expires_at,
+        size=entry.size,
     )
 
 

@@ -49,8 +49,8 @@ class PeerstoreSettings:
     max_addresses_per_peer: int = 100
     max_protocols_per_peer: int = 1024
     """go-libp2p's bound of what identify may list."""
-    max_total_bytes: int = 32 * 1024 * 1024
-    """Of the text of all peers' addresses and protocols; ours."""
+    max_total_bytes: int = 64 * 1024 * 1024
+    """Of memory for all peers' addresses and protocols: 10,000 usual peers fit; ours."""
     max_text_chars: int = 256
     """Of a protocol id or a version; longer protocols are left out, versions are cut."""
     peer_ttl: float = 30 * 86_400.0
@@ -344,13 +344,8 @@ class Peerstore:
         self._evict()
 
     def _resize(self, peer: PeerId, entry: Entry | StoredPeer) -> None:
-        if isinstance(entry, StoredPeer):
-            size = len(entry.addresses) + len(entry.protocols)
-        else:
-            size = sum(len(bytes(address)) for address in entry.addresses)
-            size += sum(map(len, entry.protocols))
-        self._total_bytes += size - self._sizes.get(peer, 0)
-        self._sizes[peer] = size
+        self._total_bytes += entry.size - self._sizes.get(peer, 0)
+        self._sizes[peer] = entry.size
 
     def _evict(self) -> None:
         limit = self._settings

@@ -40,17 +40,18 @@ CREATE TABLE peers (
     record_seq TEXT NOT NULL,
     protocols TEXT NOT NULL,
     addresses TEXT NOT NULL,
-    expires_at REAL NOT NULL
+    expires_at REAL NOT NULL,
+    size INTEGER NOT NULL
 ) STRICT;
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
 _COLUMNS: Final = (
     "peer_id, changed_at, last_seen, agent_version, protocol_version, record_seq, protocols, "
-    "addresses, expires_at"
+    "addresses, expires_at, size"
 )
 _LOAD: Final = f"SELECT {_COLUMNS} FROM peers ORDER BY changed_at"
-_UPSERT: Final = f"INSERT OR REPLACE INTO peers ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPSERT: Final = f"INSERT OR REPLACE INTO peers ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _DELETE: Final = "DELETE FROM peers WHERE peer_id = ?"
 
 _SQLITE_ERROR: Final = 1  # for example "no such column"
@@ -76,6 +77,8 @@ class StoredPeer:
     """JSON: a list of [multiaddr, learnt at, expires at, source]."""
     expires_at: float
     """When the last of the addresses expires; 0 without addresses."""
+    size: int
+    """Bytes of memory that it takes when it is decoded, roughly."""
 
 
 class _OtherSchema(Exception):
@@ -129,6 +132,7 @@ class PeerstoreFile:
                 row.protocols,
                 row.addresses,
                 row.expires_at,
+                row.size,
             )
             for row in changed
         ]

