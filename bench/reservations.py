@@ -7,8 +7,11 @@ waits for the end of its standard input. Started by the bench; sends to loopback
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from contextlib import AsyncExitStack
+
+import structlog
 
 from dep2p_daemon.swarm.peerstore import Peerstore
 
@@ -31,7 +34,7 @@ async def hold(stack: AsyncExitStack, relay: Multiaddr) -> None:
         Swarm(key=key, peerstore=Peerstore(None), events=events)
     )
     swarm.add_transport(await stack.enter_async_context(QuicTransport(key, QuicSettings())))
-    await stack.enter_async_context(Identify(swarm))
+    Identify(swarm).register()
     client = await stack.enter_async_context(RelayClient(swarm, events))
     await client.connect(relay)
 
@@ -54,4 +57,9 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    # Standard output is for "ready"; steps of 500 nodes are for nobody.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     asyncio.run(main())
