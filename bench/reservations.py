@@ -13,8 +13,6 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from dep2p_daemon.swarm.peerstore import Peerstore
-
 from dep2p_daemon.circuit.relay_client import RelayClient
 from dep2p_daemon.events import EventBus
 from dep2p_daemon.identity.keys import PrivateKey
@@ -22,6 +20,7 @@ from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.protocols.identify import Identify
 from dep2p_daemon.quic.settings import QuicSettings
 from dep2p_daemon.quic.transport import QuicTransport
+from dep2p_daemon.swarm.peerstore import Peerstore
 from dep2p_daemon.swarm.swarm import Swarm
 
 PARALLEL = 8

@@ -65,7 +65,7 @@ async def test_random_tcp_bytes() -> None:
         before = Usage.of(daemon.pid).resident_bytes
         for number in range(CONNECTIONS):
             reader, writer = await asyncio.open_connection("127.0.0.1", port(daemon, "tcp"))
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
                 if number % 3 == 0:
                     writer.write(b"\x13/multistream/1.0.0\n\x07/noise\n")
                 writer.write(rng.randbytes(rng.choice((1, 100, 5000, 70_000))))
@@ -73,7 +73,7 @@ async def test_random_tcp_bytes() -> None:
                     writer.write_eof()
                     await reader.read()
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
                 await writer.wait_closed()
         await still_useful(daemon, friend)
         assert Usage.of(daemon.pid).resident_bytes - before < MAX_GROWTH
@@ -89,7 +89,7 @@ async def test_handshakes_without_end_meet_a_cap() -> None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port(daemon, "tcp"))
                 writers.append(writer)
             # The last one is over the cap: it is closed, not kept waiting.
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
                 async with asyncio.timeout(5):
                     assert await reader.read(64) == b""
             done = await friend.ctl("ping", daemon.address("quic-v1"), "--count=1")
