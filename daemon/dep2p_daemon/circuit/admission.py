@@ -157,8 +157,8 @@ class Admission:
         """Refuse everything from now on."""
         self._closing = True
 
-    def reserve(self, client: Client, now: float) -> Reservation | Refusal:
-        """Make a reservation, or refresh the one `client` holds.
+    def reserve(self, client: Client, now: float, *, grace: float = 0.0) -> Reservation | Refusal:
+        """Make a reservation, or refresh the one `client` holds, for the TTL and `grace` seconds.
 
         A refresh never fails for capacity. Call `expire` first: what has expired still counts.
         """
@@ -187,7 +187,7 @@ class Admission:
                 _decrement(self._per_site, held.site)
                 self._per_site[site] += 1
                 held.site = site
-        held.expires_at = now + self.limits.reservation_ttl
+        held.expires_at = now + self.limits.reservation_ttl + grace
         return held
 
     def connect(self, client: Client, target: PeerId, now: float) -> CircuitPlace | Refusal:

@@ -222,14 +222,15 @@ class RelayServer:
         self._expire(now)
         if connection.is_closed:
             return  # its end has been told already: a reservation now would outlive it
-        granted = self._admission.reserve(_client(connection), now)
+        # On the wire the end is a whole second; it is kept until the one that is announced.
+        exact = time.time() + self._settings.admission.reservation_ttl
+        expires_at = math.ceil(exact)
+        granted = self._admission.reserve(_client(connection), now, grace=expires_at - exact)
         if isinstance(granted, Refusal):
             return await self._refuse(stream, granted)
         change = ReservationChange.REFRESHED if granted.refreshed else ReservationChange.CREATED
         self._publish(granted, change, now)
         self._changed.set()
-        # Rounded up, so that a reservation of a fraction of a second is not one of the past.
-        expires_at = math.ceil(time.time() + self._settings.admission.reservation_ttl)
         voucher = Voucher(self._swarm.local_peer, granted.peer, expires_at)
         addresses = reservation_addresses(
             self._swarm.own_addresses,

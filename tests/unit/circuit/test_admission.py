@@ -247,6 +247,13 @@ def test_a_reservation_is_valid_until_its_last_moment_and_its_expiry_frees_the_p
     reserved(books, CAROL, now=10.0)
 
 
+def test_a_grace_is_added_to_the_time_to_live() -> None:
+    books = admission(reservation_ttl=10.0)
+    answer = books.reserve(client(BOB), 5.0, grace=0.5)
+    assert isinstance(answer, Reservation)
+    assert answer.expires_at == 15.5
+
+
 def test_a_place_is_given_back_once() -> None:
     books = circuits(max_circuits=3)
     place = connected(books, ALICE, CAROL)
