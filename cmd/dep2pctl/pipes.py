@@ -38,6 +38,10 @@ class Sink(Protocol):
         """Take all of `data`, however long that lasts."""
         ...
 
+    async def end(self) -> None:
+        """No more will come."""
+        ...
+
 
 class BlockingCalls:
     """Runs blocking calls, one after the other, in a thread that does not keep the process."""
@@ -98,6 +102,10 @@ class StandardOutput:
         """Write all of `data`. Raises BrokenPipeError when nobody reads it any more."""
         await self._calls.call(lambda: _write_output(data))
 
+    async def end(self) -> None:
+        """Let whoever reads our output see its end, while our input may go on."""
+        await self._calls.call(_end_output)
+
 
 def _read_input() -> bytes:
     try:
@@ -110,6 +118,13 @@ def _write_output(data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(1, view) :]
+
+
+def _end_output() -> None:
+    # Not closed: the next file that this process opens would become its standard output.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 async def carry(stream: dep2p.Stream, source: Source, sink: Sink, *, leave_at_end: bool) -> None:
@@ -126,6 +141,7 @@ async def carry(stream: dep2p.Stream, source: Source, sink: Sink, *, leave_at_en
         sending = group.create_task(_send(stream, source))
         while data := await stream.read():
             await sink.write(data)
+        await sink.end()
         if leave_at_end:
             sending.cancel()
 

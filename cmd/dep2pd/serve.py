@@ -33,7 +33,7 @@ async def serve(config: Config, console: Console | None = None) -> None:
         Dep2pError, OSError: it could not start; nothing is left behind.
     """
     notifier = SystemdNotifier.from_environment()
-    stop = _StopRequest()
+    stop = StopRequest()
     stop.watch_signals()
     starting = asyncio.current_task()
     assert starting is not None
@@ -44,8 +44,9 @@ async def serve(config: Config, console: Console | None = None) -> None:
             stop.on_request = daemon.request_stop
             _say_ready(daemon, config, notifier)
             await _stay(daemon, notifier, console)
-            notifier.stopping()
             stop.begin()
+            notifier.stopping()
+            log.info("stopping", reason=daemon.stop_reason)
     except asyncio.CancelledError:
         if not stop.requested:
             raise
@@ -86,7 +87,7 @@ def _say_ready(daemon: Daemon, config: Config, notifier: SystemdNotifier) -> Non
     notifier.ready(f"{daemon.peer_id} on {len(addresses)} addresses")
 
 
-class _StopRequest:
+class StopRequest:
     """Turns signals into an orderly stop, and a second one into an end at once."""
 
     def __init__(self) -> None:
@@ -96,11 +97,13 @@ class _StopRequest:
         self.on_request: Callable[[str], object] = _ignore
 
     def watch_signals(self) -> None:
+        """From now on signals come here."""
         for number in STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._signalled, number)
 
     def begin(self) -> None:
-        """The orderly end has begun, whoever asked: it has limited time."""
+        """The orderly end has begun, whoever asked: it has limited time, and signals end it."""
+        self.requested = True
         if self._timer is None:
             self._timer = self._loop.call_later(STOP_SECONDS, self._too_long)
 
@@ -115,8 +118,6 @@ class _StopRequest:
         if self.requested:
             log.warning("a second signal: ending at once", signal=number.name)
             leave_at_once(EXIT_FAILED)
-        self.requested = True
-        log.info("stopping", reason="signal", signal=number.name)
         self.begin()
         self.on_request("signal")
 
