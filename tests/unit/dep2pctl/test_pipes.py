@@ -108,7 +108,8 @@ async def test_a_reset_ends_both() -> None:
 
 async def test_blocking_calls_run_in_turn_and_tell_their_errors() -> None:
     calls = BlockingCalls("test")
-    assert await asyncio.gather(calls.call(lambda: 1), calls.call(lambda: 2)) == [1, 2]
+    first, second = await asyncio.gather(calls.call(lambda: 1), calls.call(lambda: 2))
+    assert (first, second) == (1, 2)
     with pytest.raises(ZeroDivisionError):
         await calls.call(lambda: 1 // 0)
 
