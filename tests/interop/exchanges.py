@@ -22,6 +22,8 @@ MEGABYTES_4 = 4_000_000
 CHUNK_BYTES = 64 * 1024
 OUR_ECHO = "/dep2p/echo/1.0.0"
 JS_ECHO = "/echo/1.0.0"
+PING = "/ipfs/ping/1.0.0"
+PING_BYTES = 32
 SINK = "/interop/sink/1.0.0"
 SOURCE = "/interop/source/1.0.0"
 RESETTER = "/interop/reset/1.0.0"
@@ -63,11 +65,21 @@ async def we_echo_at(node: dep2p.Node, peer_id: str, protocol: str) -> None:
     assert (len(echoed), sha256(echoed)) == (len(data), sha256(data))
 
 
+async def js_pings_us(js: JsPeer, peer_id: str) -> None:
+    """One ping on the connection that is there.
+
+    js-libp2p's ping service would dial again rather than use a connection with limits.
+    """
+    stream = (await js.call("open", peer_id=peer_id, protocol=PING))["stream"]
+    sent = await js.send_all(stream, PING_BYTES)
+    report = await js.call("ended", stream=stream)
+    assert report == {"ended": "end", "length": PING_BYTES, "sha256": sent["sent_sha256"]}
+
+
 async def js_echoes_at_us(js: JsPeer, peer_id: str) -> None:
     """Our daemon's own echo gives js its bytes back; both halves end."""
     stream = (await js.call("open", peer_id=peer_id, protocol=OUR_ECHO))["stream"]
-    sent = await js.call("send", stream=stream, size=MEGABYTES_4)
-    await js.call("close_write", stream=stream)
+    sent = await js.send_all(stream, MEGABYTES_4)
     report = await js.call("ended", stream=stream)
     assert report == {"ended": "end", "length": MEGABYTES_4, "sha256": sent["sent_sha256"]}
 
@@ -108,17 +120,27 @@ async def js_resets_us(node: dep2p.Node, js: JsPeer) -> None:
 
 
 async def we_reset_js(node: dep2p.Node, js: JsPeer, muxer: str) -> None:
-    """A reset by our program is a reset for js, not an end.
+    """A reset by our program is a reset for js, and an end is an end.
 
-    js over QUIC shows a reset as an end (libp2p-quic 2.1.1, stream.js) and has no way to see
-    the code, but refuses to write afterwards; after a true end it goes on writing.
+    js over QUIC shows a reset as an end (libp2p-quic 2.1.1, stream.js), but cannot write any
+    more, and says why with the code; after a true end it can.
     """
+    async with await node.open_stream(js.peer_id, [HOLD]) as stream:
+        await stream.write(b"to the end")
+        await stream.close_write()
+        assert len(await stream.read_all()) == CHUNK_BYTES
+    report = await js.served(HOLD)
+    assert (report["ended"], report["after_end"]) == ("end", "taken")
+
+    await js.event("held", take=True)
     stream = await node.open_stream(js.peer_id, [HOLD])
     await stream.write(b"hold this")
+    await js.event("held", take=True)  # a reset may overtake data: the protocol's name, too
     await stream.reset(RESET_CODE)
     report = await js.served(HOLD)
     if muxer == "quic":
         assert (report["ended"], report["after_end"]) == ("end", "refused")
+        assert report["why"] == f"sending stopped by peer: error {RESET_CODE}"
     else:
         assert report["ended"] == "reset"
 
@@ -129,12 +151,12 @@ async def we_answer_js(node: dep2p.Node, js: JsPeer, peer_id: str, muxer: str) -
         offers = aiter(listener)
 
         opened = (await js.call("open", peer_id=peer_id, protocol=OURS))["stream"]
-        sent = await js.call("send", stream=opened, size=MEGABYTES_4)
-        await js.call("close_write", stream=opened)
         async with await anext(offers) as stream:
             assert stream.peer_id == js.peer_id
-            data = await stream.read_all()
-            assert sha256(data) == sent["sent_sha256"]
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(js.send_all(opened, MEGABYTES_4))
+                data = await stream.read_all()
+            assert sha256(data) == sending.result()["sent_sha256"]
             await stream.write(data[:CHUNK_BYTES])
             await stream.close_write()
         report = await js.call("ended", stream=opened)
@@ -155,7 +177,9 @@ async def we_answer_js(node: dep2p.Node, js: JsPeer, peer_id: str, muxer: str) -
         await stream.reset(RESET_CODE)
         report = await js.call("ended", stream=opened)
         if muxer == "quic":
-            assert await js.call("after_end", stream=opened) == {"after_end": "refused"}
+            refused = await js.call("after_end", stream=opened)
+            assert refused["after_end"] == "refused"
+            assert refused["why"] == f"sending stopped by peer: error {RESET_CODE}"
         else:
             assert report["ended"] == "reset"
 

@@ -141,8 +141,19 @@ class JsPeer:
         async with asyncio.timeout(CALL_SECONDS):
             return await answer
 
-    async def event(self, name: str, matches: Callable[[Json], bool] = lambda _: True) -> Json:
-        """Return the first event of that name that `matches`, past ones included."""
+    async def send_all(self, stream: str, size: int) -> Any:
+        """Send `size` random bytes on one of its streams and close its half."""
+        sent = await self.call("send", stream=stream, size=size)
+        await self.call("close_write", stream=stream)
+        return sent
+
+    async def event(
+        self, name: str, matches: Callable[[Json], bool] = lambda _: True, *, take: bool = False
+    ) -> Json:
+        """Return the first event of that name that `matches`, past ones included.
+
+        With `take` no later call sees it.
+        """
 
         def found() -> Json | None:
             for event in self._events:
@@ -154,6 +165,8 @@ class JsPeer:
             await self._changed.wait_for(lambda: found() is not None)
         event = found()
         assert event is not None
+        if take:
+            self._events.remove(event)
         return event
 
     async def identified(self, peer_id: str) -> Json:
@@ -161,8 +174,8 @@ class JsPeer:
         return await self.event("peer:identify", lambda event: event["peer_id"] == peer_id)
 
     async def served(self, protocol: str) -> Json:
-        """How the first stream that `protocol`'s behaviour served went."""
-        return await self.event("served", lambda event: event["protocol"] == protocol)
+        """How the next stream that `protocol`'s behaviour served went."""
+        return await self.event("served", lambda event: event["protocol"] == protocol, take=True)
 
     def address(self, transport: str) -> str:
         """Its loopback address over "quic" or "tcp", with /p2p."""

@@ -45,7 +45,7 @@ async def exchange_through_circuit(us: OurNode, js: JsPeer) -> None:
     assert (await js.identified(us.peer_id))["agent_version"].startswith("dep2pd/")
     async for pong in us.node.ping(js.peer_id, count=1):
         assert pong.path == peer_pb2.PATH_RELAYED
-    await js.call("ping", peer_id=us.peer_id)
+    await exchanges.js_pings_us(js, us.peer_id)
     await exchanges.we_echo_at_js(us.node, js)
     await exchanges.js_echoes_at_us(js, us.peer_id)
     await exchanges.we_half_close_first(us.node, js)

@@ -78,27 +78,34 @@ function record (stream) {
   return received
 }
 
+// Resolves when the stream takes more, rejects when it closes first. (Its own `onDrain` answers
+// with its first answer for ever.)
+function drained (stream) {
+  const outcome = Promise.withResolvers()
+  stream.addEventListener('drain', outcome.resolve, { once: true })
+  stream.addEventListener('close', ({ error }) => outcome.reject(error ?? new Error('closed')), { once: true })
+  return outcome.promise
+}
+
 async function sendAll (stream, size) {
   const hash = createHash('sha256')
   for (let left = size; left > 0;) {
     const chunk = randomBytes(Math.min(left, CHUNK_BYTES))
     hash.update(chunk)
     left -= chunk.byteLength
-    if (!stream.send(chunk)) await stream.onDrain({ signal: AbortSignal.timeout(TIMEOUT_MS) })
+    if (!stream.send(chunk)) await drained(stream)
   }
   return { sent: size, sent_sha256: hash.digest('hex') }
 }
 
-// "written" when the peer still takes bytes after its own end, "refused" when it reset.
+// Whether the peer still takes bytes after its own end: it does not when it reset, and then
+// QUIC's reason has the code.
 async function sendAfterEnd (stream) {
-  const outcome = Promise.withResolvers()
-  stream.addEventListener('close', () => outcome.resolve('refused'))
   try {
-    if (stream.send(randomBytes(CHUNK_BYTES))) return 'written'
-    stream.onDrain().then(() => outcome.resolve('written'), () => outcome.resolve('refused'))
-    return await outcome.promise
-  } catch {
-    return 'refused'
+    if (!stream.send(randomBytes(CHUNK_BYTES))) await drained(stream)
+    return { after_end: 'taken' }
+  } catch (error) {
+    return { after_end: 'refused', why: error.message }
   }
 }
 
@@ -132,9 +139,11 @@ const behaviours = {
   },
   // Leaves the end to the peer, and tells an end from a reset.
   async hold (stream, received) {
+    await received.first
+    emit({ event: 'held' })
     const report = await received.report()
-    if (report.ended === 'end') report.after_end = await sendAfterEnd(stream)
-    stream.abort(new Error('done'))
+    if (report.ended === 'end') Object.assign(report, await sendAfterEnd(stream))
+    if (report.after_end === 'taken') await stream.close()
     return report
   }
 }
@@ -227,7 +236,7 @@ const commands = {
     return streams.get(stream).received.report()
   },
   async after_end ({ stream }) {
-    return { after_end: await sendAfterEnd(streams.get(stream).stream) }
+    return sendAfterEnd(streams.get(stream).stream)
   },
   async stop () {
     await node?.stop()
@@ -272,8 +281,10 @@ async function answer ({ id, command, ...args }) {
     if (!Object.hasOwn(commands, command)) throw new Error(`no command ${command}`)
     emit({ id, result: await commands[command](args) ?? {} })
   } catch (error) {
+    // Some waits of js-libp2p are rejected with the stream's close event.
+    const { name = 'StreamClosed', message = '' } = error instanceof Event ? error.error ?? {} : error
     const causes = (error.errors ?? []).map(cause => `${cause.name}: ${cause.message}`)
-    emit({ id, error: { name: error.name, message: [error.message, ...causes].join('; ') } })
+    emit({ id, error: { name, message: [message, ...causes].join('; ') } })
   }
 }
 
