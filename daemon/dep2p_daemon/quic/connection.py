@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dep2p_daemon.quic.libp2p_tls import ProvenPeer
     from dep2p_daemon.quic.session import Session
     from dep2p_daemon.quic.stream import QuicStream
+    from dep2p_daemon.quic.stream_set import StreamSet
 
 
 class QuicConnection(Connection):
@@ -26,6 +27,7 @@ class QuicConnection(Connection):
     def __init__(
         self,
         session: Session,
+        streams: StreamSet,
         *,
         local_peer: PeerId,
         proven: ProvenPeer,
@@ -44,6 +46,7 @@ class QuicConnection(Connection):
             muxer="quic",
         )
         self._session = session
+        self._streams = streams
         self._inbound: deque[QuicStream] = deque()
         self._accept_waiters: deque[asyncio.Future[None]] = deque()
         self._open_waiters: deque[asyncio.Future[None]] = deque()
@@ -53,7 +56,7 @@ class QuicConnection(Connection):
     @property
     @override
     def streams(self) -> tuple[QuicStream, ...]:
-        return tuple(self._session.streams.values())
+        return self._streams.open
 
     @property
     @override
@@ -65,7 +68,7 @@ class QuicConnection(Connection):
         while True:
             if self._error is not None:
                 raise self._error
-            stream = self._session.open_stream()
+            stream = self._streams.open_stream()
             if stream is not None:
                 return stream
             await self._wait_in(self._open_waiters)

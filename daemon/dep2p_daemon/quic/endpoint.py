@@ -7,19 +7,16 @@ and a loop.
 
 from __future__ import annotations
 
-import errno
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
-from aioquic.quic.packet import encode_quic_retry
-from aioquic.quic.retry import QuicRetryTokenHandler
 
 from dep2p_daemon.errors import Dep2pError, ResourceLimitError
 from dep2p_daemon.muxed import CloseCode, Direction
-from dep2p_daemon.quic.admission import Admission, RateLimiter, Verdict
+from dep2p_daemon.quic.admission import Admission, Verdict
 from dep2p_daemon.quic.aioquic_connection import AioquicConnection
-from dep2p_daemon.quic.connection_ids import CONNECTION_ID_LENGTH, RESET_TOKEN_LENGTH
+from dep2p_daemon.quic.connection_ids import CONNECTION_ID_LENGTH
+from dep2p_daemon.quic.connection_table import ConnectionTable, Farewell
 from dep2p_daemon.quic.deadlines import Deadline, DeadlineQueue
 from dep2p_daemon.quic.packets import (
     MAX_CONNECTION_ID,
@@ -27,84 +24,22 @@ from dep2p_daemon.quic.packets import (
     MIN_INITIAL_DATAGRAM,
     VERSION_1,
     LongHeader,
-    connection_refused,
     parse_long_header,
-    version_negotiation,
 )
+from dep2p_daemon.quic.sender import UNREACHABLE, send_all
 from dep2p_daemon.quic.session import Session
+from dep2p_daemon.quic.stateless import EndpointCounters, StatelessAnswers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.quic.connection import QuicConnection
     from dep2p_daemon.quic.context import QuicContext
+    from dep2p_daemon.quic.sender import DatagramSender
     from dep2p_daemon.udp.demultiplexer import SocketAddress
 
-REFUSAL_LOG_INTERVAL: Final = 10.0
-"""Seconds between two log lines about refused handshakes."""
-
-_FATAL_SEND_ERRORS: Final = frozenset(
-    {
-        errno.EACCES,
-        errno.EADDRNOTAVAIL,
-        errno.EAFNOSUPPORT,
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.EINVAL,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EPERM,
-    }
-)
-"""Errors that end a dial at once; established connections ride them out."""
-
 _log = structlog.get_logger(__name__)
-
-
-class DatagramSender(Protocol):
-    """What an endpoint sends through: `udp.socket.UdpSocket`, or a test."""
-
-    @property
-    def is_blocked(self) -> bool:
-        """True while nothing new should be sent."""
-        ...
-
-    def send(
-        self, datagrams: Sequence[bytes], destination: SocketAddress, local: bytes | None = None
-    ) -> int:
-        """Send datagrams, or drop them; returns 0 or an errno."""
-        ...
-
-
-@dataclass(slots=True)
-class EndpointCounters:
-    """What an endpoint refused or dropped, in datagrams unless it says otherwise."""
-
-    dropped: int = 0
-    """Of no connection, and no beginning of one."""
-    retries_sent: int = 0
-    refused: int = 0
-    """Initials answered with CONNECTION_REFUSED, or dropped at a cap."""
-    version_negotiations_sent: int = 0
-    resets_sent: int = 0
-    resets_received: int = 0
-    handshakes_failed: int = 0
-    """Inbound handshakes."""
-
-
-@dataclass(slots=True, eq=False)
-class Farewell:
-    """A connection that is over: its ids stay known until its last packets have passed.
-
-    After a close of ours the close is repeated as more packets come, ever less often
-    (RFC 9000 section 10.2.1); after the peer's, they are dropped.
-    """
-
-    connection_ids: set[bytes]
-    datagrams: list[bytes]
-    local: bytes | None
-    received: int = 0
 
 
 class Endpoint:
@@ -142,15 +77,17 @@ class Endpoint:
         settings = context.settings
         self._sender = sender
         self._on_work = on_work
-        self._table: dict[bytes, Session | Farewell] = {}
-        self._reset_tokens: dict[bytes, Session] = {}
+        self._table = ConnectionTable()
+        self.register = self._table.register
+        self.unregister = self._table.unregister
+        self.watch_reset_token = self._table.watch_reset_token
         self._sessions: set[Session] = set()
         self._dirty: list[Session] = []
         self._deadlines: DeadlineQueue[Session | Farewell] = DeadlineQueue()
         self._admission = Admission(settings)
-        self._retry_tokens = QuicRetryTokenHandler()
-        self._answers = RateLimiter(settings.stateless_resets_per_second)
-        self._refusal_log = RateLimiter(1 / REFUSAL_LOG_INTERVAL)
+        self._stateless = StatelessAnswers(
+            context.connection_ids, self.counters, settings.stateless_resets_per_second
+        )
 
     @property
     def sessions(self) -> frozenset[Session]:
@@ -194,7 +131,7 @@ class Endpoint:
                 if connection_id == current_id:
                     run.append(datagram)
                     continue
-                found = self._table.get(connection_id)
+                found = self._table.find(connection_id)
                 if found is None:
                     self._handle_stray(datagram, sender, local, now)
                     continue
@@ -222,7 +159,8 @@ class Endpoint:
         now: float,
     ) -> None:
         if isinstance(target, Farewell):
-            self._repeat_farewell(target, len(datagrams), sender)
+            if answer := target.answer(len(datagrams)):
+                self._sender.send(answer, sender, target.local)
         elif target is not None and not target.is_over:
             try:
                 target.receive(datagrams, sender, local, now)
@@ -236,16 +174,12 @@ class Endpoint:
         if header is None or len(header.destination) > MAX_CONNECTION_ID:
             self.counters.dropped += 1
             return None
-        found = self._table.get(header.destination)
+        found = self._table.find(header.destination)
         if found is not None:
             return found
         if header.version not in (0, VERSION_1):
-            # An answer must not be larger than what set it off.
-            if len(datagram) >= MIN_INITIAL_DATAGRAM and self._answers.allow(now):
-                self.counters.version_negotiations_sent += 1
-                self._sender.send([version_negotiation(header)], sender, local)
-            else:
-                self.counters.dropped += 1
+            answer = self._stateless.version_negotiation(header, datagram, now)
+            self._answer(answer, sender, local)
             return None
         if (
             not header.is_initial
@@ -261,30 +195,17 @@ class Endpoint:
     def _begin_inbound(
         self, header: LongHeader, sender: SocketAddress, local: bytes | None, now: float
     ) -> Session | None:
-        original_id: bytes | None = None
-        if header.token:
-            try:
-                original_id = self._retry_tokens.validate_token(
-                    address=_address_of(sender),
-                    destination_cid=header.destination,
-                    token=header.token,
-                    now=now,
-                )
-            except ValueError:
-                original_id = None  # as if it had sent none
+        original_id = self._stateless.proven_original_id(header, sender, now)
         validated = original_id is not None
         verdict = self._admission.judge(
             sender[0], validated=validated, connections=len(self.context.sessions)
         )
         if verdict is not Verdict.ACCEPT:
-            self._turn_away(verdict, header, sender, local, now)
+            answer = self._stateless.turn_away(verdict, header, sender, now)
+            self._answer(answer, sender, local)
             return None
-        quic = AioquicConnection(
-            configuration=self.context.configuration(is_client=False),
-            connection_ids=self.context.connection_ids,
-            max_inbound_streams=self.context.settings.max_inbound_streams,
-            max_datagram_size=self.context.settings.max_datagram_size,
-            connection_window=self.context.settings.initial_connection_window,
+        quic = self._make_connection(
+            is_client=False,
             original_destination_connection_id=original_id or header.destination,
             retry_source_connection_id=header.destination if validated else None,
         )
@@ -321,67 +242,20 @@ class Endpoint:
         self.register(session, header.destination)
         return session
 
-    def _turn_away(
-        self,
-        verdict: Verdict,
-        header: LongHeader,
-        sender: SocketAddress,
-        local: bytes | None,
-        now: float,
-    ) -> None:
-        if verdict is Verdict.RETRY:
-            self.counters.retries_sent += 1
-            source_id = self.context.connection_ids.new()
-            token = self._retry_tokens.create_token(
-                address=_address_of(sender),
-                original_destination_connection_id=header.destination,
-                retry_source_connection_id=source_id,
-                now=now,
-            )
-            retry = encode_quic_retry(
-                version=VERSION_1,
-                source_cid=source_id,
-                destination_cid=header.source,
-                original_destination_cid=header.destination,
-                retry_token=token,
-            )
-            self._sender.send([retry], sender, local)
-            return
-        self.counters.refused += 1
-        if verdict is Verdict.REFUSE:
-            self._sender.send([connection_refused(header)], sender, local)
-        if self._refusal_log.allow(now):
-            _log.warning(
-                "handshakes refused",
-                reason="MAX_CONNECTIONS" if verdict is Verdict.REFUSE else "MAX_HALF_OPEN",
-                address=sender[0],
-                refused=self.counters.refused,
-                connections=len(self.context.sessions),
-                half_open=self._admission.half_open,
-            )
-
     def _handle_stray(
         self, datagram: bytes, sender: SocketAddress, local: bytes | None, now: float
     ) -> None:
         """A short header with an id that nobody has."""
-        session = self._reset_tokens.get(datagram[-RESET_TOKEN_LENGTH:])
-        if session is not None and session.quic.is_peer_address(sender):
+        session = self._table.find_reset(datagram, sender)
+        if session is not None:
             self.counters.resets_received += 1
             session.stateless_reset()
             return
-        reset = None
-        if datagram[0] & 0x40:
-            reset = self.context.connection_ids.stateless_reset(datagram)
-        if reset is None or not self._answers.allow(now):
-            self.counters.dropped += 1
-            return
-        self.counters.resets_sent += 1
-        self._sender.send([reset], sender, local)
+        self._answer(self._stateless.reset(datagram, now), sender, local)
 
-    def _repeat_farewell(self, farewell: Farewell, count: int, sender: SocketAddress) -> None:
-        before, farewell.received = farewell.received, farewell.received + count
-        if farewell.datagrams and before.bit_length() != farewell.received.bit_length():
-            self._sender.send(farewell.datagrams, sender, farewell.local)
+    def _answer(self, datagram: bytes | None, sender: SocketAddress, local: bytes | None) -> None:
+        if datagram is not None:
+            self._sender.send([datagram], sender, local)
 
     # Dialling
 
@@ -406,13 +280,7 @@ class Endpoint:
                 remedy="close some, or raise the limit",
                 limit="max_connections",
             )
-        quic = AioquicConnection(
-            configuration=self.context.configuration(is_client=True),
-            connection_ids=self.context.connection_ids,
-            max_inbound_streams=settings.max_inbound_streams,
-            max_datagram_size=settings.max_datagram_size,
-            connection_window=settings.initial_connection_window,
-        )
+        quic = self._make_connection(is_client=True)
         session = Session(
             self,
             quic,
@@ -429,36 +297,32 @@ class Endpoint:
         self.mark_dirty(session)
         return session
 
+    def _make_connection(
+        self,
+        *,
+        is_client: bool,
+        original_destination_connection_id: bytes | None = None,
+        retry_source_connection_id: bytes | None = None,
+    ) -> AioquicConnection:
+        settings = self.context.settings
+        return AioquicConnection(
+            configuration=self.context.configuration(is_client=is_client),
+            connection_ids=self.context.connection_ids,
+            max_inbound_streams=settings.max_inbound_streams,
+            max_datagram_size=settings.max_datagram_size,
+            connection_window=settings.initial_connection_window,
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+        )
+
     def unreachable(self, address: SocketAddress, code: int) -> None:
         """The network says that `address` cannot be reached: end the handshakes with it."""
-        if code not in _FATAL_SEND_ERRORS:
+        if code not in UNREACHABLE:
             return
         for session in [s for s in self._sessions if s.address == address and s.is_dialling]:
             session.unreachable(code)
 
     # Sessions
-
-    def register(self, session: Session, connection_id: bytes) -> None:
-        """Lead datagrams for `connection_id` to `session`."""
-        session.connection_ids.add(connection_id)
-        self._table[connection_id] = session
-
-    def unregister(self, session: Session, connection_id: bytes) -> None:
-        """Forget an id of `session`."""
-        session.connection_ids.discard(connection_id)
-        if self._table.get(connection_id) is session:
-            del self._table[connection_id]
-
-    def watch_reset_token(self, session: Session) -> None:
-        """Recognise a stateless reset of the peer's current connection id."""
-        token = session.quic.peer_reset_token
-        if token == session.reset_token:
-            return
-        if session.reset_token is not None:
-            self._reset_tokens.pop(session.reset_token, None)
-        session.reset_token = token
-        if token is not None:
-            self._reset_tokens[token] = session
 
     def mark_dirty(self, session: Session) -> None:
         """Have `session` transmit at the next flush."""
@@ -486,17 +350,9 @@ class Endpoint:
         self._sessions.discard(session)
         self.context.sessions.discard(session)
         self._deadlines.cancel(session.deadline)
-        if session.reset_token is not None:
-            self._reset_tokens.pop(session.reset_token, None)
-        ids, session.connection_ids = session.connection_ids, set()
-        if session.quic.has_begun and ids:
-            entry = Farewell(ids, farewell, session.local)
-            for connection_id in ids:
-                self._table[connection_id] = entry
+        entry = self._table.remove(session, farewell)
+        if entry is not None:
             self._deadlines.set(Deadline(entry), now + session.quic.closing_period)
-        else:
-            for connection_id in ids:
-                self._table.pop(connection_id, None)
         if not self._sessions and self.on_idle is not None:
             self.on_idle()
 
@@ -527,36 +383,22 @@ class Endpoint:
             self._crashed(session)
             self._remove(session, [], now)
             return
-        error = self._send(datagrams, session.local)
+        error = send_all(self._sender, datagrams, session.local)
         if session.is_over:
             self._remove(session, [data for data, _ in datagrams], now)
             return
-        if error in _FATAL_SEND_ERRORS and session.is_dialling:
+        if error in UNREACHABLE and session.is_dialling:
             session.unreachable(error)
         if session.quic.peer_reset_token != session.reset_token and session.connection is not None:
             self.watch_reset_token(session)
         self._deadlines.set(session.deadline, deadline)
-
-    def _send(self, datagrams: list[tuple[bytes, SocketAddress]], local: bytes | None) -> int:
-        """Send, grouping neighbours with the same destination."""
-        if not datagrams:
-            return 0
-        destination = datagrams[0][1]
-        if all(address is destination or address == destination for _, address in datagrams):
-            return self._sender.send([data for data, _ in datagrams], destination, local)
-        error = 0
-        for data, address in datagrams:
-            error = self._sender.send([data], address, local) or error
-        return error
 
     def handle_timers(self) -> None:
         """Do what is due."""
         now = self.clock()
         for item in self._deadlines.due(now):
             if isinstance(item, Farewell):
-                for connection_id in item.connection_ids:
-                    if self._table.get(connection_id) is item:
-                        del self._table[connection_id]
+                self._table.forget(item)
             elif item in self._sessions:
                 try:
                     item.timer_fired(now)
@@ -570,8 +412,3 @@ class Endpoint:
             for session in list(self._sessions):
                 session.close(code, message)
             self.flush()
-
-
-def _address_of(address: SocketAddress) -> tuple[str, int]:
-    """Host and port, for tokens; a scope is of no use to the other side of a link."""
-    return (address[0].partition("%")[0], address[1])

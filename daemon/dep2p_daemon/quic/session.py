@@ -8,9 +8,9 @@ confirmed: until then the server may still refuse our certificate.
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import errno
+import functools
 import math
 import os
 import socket
@@ -31,21 +31,23 @@ from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.muxed import CloseCode, Direction
 from dep2p_daemon.quic.connection import QuicConnection
 from dep2p_daemon.quic.deadlines import Deadline
-from dep2p_daemon.quic.flow_control import ReceiveWindow
 from dep2p_daemon.quic.libp2p_tls import ALPN, prove_peer
 from dep2p_daemon.quic.reasons import explain_end, explain_failed_handshake
-from dep2p_daemon.quic.stream import QuicStream
+from dep2p_daemon.quic.stream_set import StreamSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.quic.aioquic_connection import AioquicConnection
-    from dep2p_daemon.quic.endpoint import Endpoint, Farewell
+    from dep2p_daemon.quic.connection_table import Farewell
+    from dep2p_daemon.quic.endpoint import Endpoint
     from dep2p_daemon.udp.demultiplexer import SocketAddress
 
 MAX_CLOSE_MESSAGE: Final = 256
 """Bytes of a close message that go on the wire: it has to fit one packet."""
+
+_STREAM_EVENTS: Final = (events.StopSendingReceived, events.StreamReset)
 
 _log = structlog.get_logger(__name__)
 
@@ -75,7 +77,12 @@ class Session:
         self.local = local
         """The local IP to send from; None leaves it to the kernel, as roaming clients need."""
         self.connection: QuicConnection | None = None
-        self.streams: dict[int, QuicStream] = {}
+        self.streams = StreamSet(
+            quic,
+            context,
+            clock=endpoint.clock,
+            on_work=functools.partial(endpoint.mark_dirty, self),
+        )
         self.connection_ids: set[bytes] = set()
         """The ids under which the endpoint finds this session."""
         self.reset_token: bytes | None = None
@@ -92,26 +99,22 @@ class Session:
         self._handshake_deadline = (
             now + settings.handshake_timeout if direction is Direction.INBOUND else None
         )
-        self._window = ReceiveWindow(
-            settings.initial_connection_window, settings.max_connection_window
-        )
-        self._accounted = 0
         self._hit = local
         """The local IP that the last datagram came to."""
-        self._ended_streams: dict[int, QuicStream] = {}
-        """Over for us; aioquic still waits for the peer."""
-        self._full_streams: set[QuicStream] = set()
-        """Streams whose writer waits for room."""
         self._unacknowledged = 0
-        self._has_written = False
         self._pinged_at = -math.inf
         self._handlers: dict[type[events.QuicEvent], Callable[[Any], None]] = {
             events.ConnectionIdIssued: self._on_connection_id_issued,
             events.ConnectionIdRetired: self._on_connection_id_retired,
             events.HandshakeCompleted: self._on_handshake_completed,
-            events.StopSendingReceived: self._on_stop_sending,
-            events.StreamReset: self._on_stream_reset,
+            events.StopSendingReceived: self.streams.on_stop_sending,
+            events.StreamReset: self.streams.on_stream_reset,
         }
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer is proven and the connection not over."""
+        return self.connection is not None and not self.is_over
 
     # Packets and time: for the endpoint
 
@@ -150,16 +153,13 @@ class Session:
         """Return what is to be sent, each datagram with its destination."""
         if self.is_over and self.quic.close_pending is None:
             return []
-        acknowledge = self._has_written or self._unacknowledged >= 2
+        streams = self.streams
+        acknowledge = streams.has_written or self._unacknowledged >= 2
         if acknowledge:
             self._unacknowledged = 0
-            self._has_written = False
+            streams.has_written = False
         datagrams = self.quic.transmit(now, acknowledge=acknowledge)
-        if self._full_streams:
-            self._wake_writers()
-        if self._ended_streams:
-            for stream_id in [i for i in self._ended_streams if not self.quic.knows_stream(i)]:
-                del self._ended_streams[stream_id]
+        streams.after_transmit()
         self._drain()
         return datagrams
 
@@ -254,120 +254,17 @@ class Session:
             if isinstance(error, ConnectionClosedError)
             else ConnectionClosedError(error.message, reason=error.reason)
         )
-        for stream in [*self.streams.values(), *self._ended_streams.values()]:
-            stream.on_connection_closed(closed)
-        self.streams.clear()
-        self._ended_streams.clear()
-        self._full_streams.clear()
-        self._context.memory.used -= self._accounted
-        self._accounted = 0
+        self.streams.close(closed)
         if self.connection is not None:
             self.connection.on_closed(closed)
         if not self._is_established:
             self._on_failed(error)
         self.endpoint.mark_dirty(self)
 
-    # Streams: for QuicConnection and QuicStream
-
     @property
     def unread_bytes(self) -> int:
         """Bytes that arrived and were not consumed."""
-        return self._accounted
-
-    def open_stream(self) -> QuicStream | None:
-        """Open a stream; None while the peer allows no more."""
-        if not self.quic.openable_streams:
-            return None
-        return self._add_stream(self.quic.open_stream(), Direction.OUTBOUND)
-
-    def send_buffer_room(self, stream: QuicStream) -> int:
-        """Bytes that may be written now."""
-        return self._settings.send_buffer - self.quic.unsent(stream.id)
-
-    def wait_for_room(self, stream: QuicStream) -> asyncio.Future[None]:
-        """Return a future that is done when half of the send buffer is free."""
-        self._full_streams.add(stream)
-        return asyncio.get_running_loop().create_future()
-
-    def write(self, stream: QuicStream, data: bytes) -> None:
-        """Queue bytes."""
-        self.quic.send_stream_data(stream.id, data)
-        stream.traffic.sent += len(data)
-        stream.connection.traffic.sent += len(data)
-        self._written()
-
-    def finish(self, stream: QuicStream) -> None:
-        """Queue the end of our half."""
-        self.quic.send_stream_data(stream.id, b"", end_stream=True)
-        self._written()
-        self.on_half_ended(stream)
-
-    def reset(self, stream: QuicStream, code: int) -> None:
-        """Reset our half and ask the peer to reset its own."""
-        if not self.is_over:
-            self.quic.stop_sending(stream.id, code)
-            self.quic.stop_receiving(stream.id, code)
-            self._written()
-
-    def stop(self, stream: QuicStream, code: int) -> None:
-        """Ask the peer to send no more."""
-        if not self.is_over:
-            self.quic.stop_receiving(stream.id, code)
-            self._written()
-
-    def on_half_ended(self, stream: QuicStream) -> None:
-        """One half of the stream has ended: forget it once both have."""
-        if not stream.sending:
-            self._full_streams.discard(stream)
-        if stream.closed and self.streams.pop(stream.id, None) is not None:
-            self._ended_streams[stream.id] = stream
-
-    def on_consumed(self, stream: QuicStream, count: int) -> None:
-        """The reader took bytes: move the windows on."""
-        if self.is_over:
-            return
-        if stream.window.consume(count) and stream.receiving:
-            now = self.endpoint.clock()
-            rtt = self.quic.rtt or 0.0
-            limit = stream.window.announce(now, rtt, self._context.memory.allows_growth)
-            if self._context.memory.allows_growth:
-                self._window.keep_above(stream.window.size * 3 // 2)
-            self.quic.raise_stream_limit(stream.id, limit)
-            self.endpoint.mark_dirty(self)
-        self._consume(count)
-
-    def _consume(self, count: int) -> None:
-        if self._window.consume(count):
-            limit = self._window.announce(
-                self.endpoint.clock(), self.quic.rtt or 0.0, self._context.memory.allows_growth
-            )
-            self.quic.raise_connection_limit(limit)
-            self.endpoint.mark_dirty(self)
-        self._account()
-
-    def _account(self) -> None:
-        unread = self.quic.bytes_received - self._window.consumed
-        self._context.memory.used += unread - self._accounted
-        self._accounted = unread
-
-    def _written(self) -> None:
-        self._has_written = True
-        self.endpoint.mark_dirty(self)
-
-    def _wake_writers(self) -> None:
-        low = self._settings.send_buffer // 2
-        for stream in [s for s in self._full_streams if self.quic.unsent(s.id) <= low]:
-            self._full_streams.discard(stream)
-            stream.on_room()
-
-    def _add_stream(self, stream_id: int, direction: Direction) -> QuicStream:
-        assert self.connection is not None
-        window = ReceiveWindow(
-            self._settings.initial_stream_window, self._settings.max_stream_window
-        )
-        stream = QuicStream(self.connection, self, stream_id, direction, window)
-        self.streams[stream_id] = stream
-        return stream
+        return self.streams.unread_bytes
 
     # What aioquic tells
 
@@ -388,7 +285,7 @@ class Session:
             connection.rtt = quic.rtt
             if connection.wants_streams and quic.openable_streams:
                 connection.on_openable(quic.openable_streams)
-            self._account()
+            self.streams.account()
             if self._context.memory.exceeded:
                 self._context.relieve_memory()
             self._follow_peer(connection)
@@ -403,7 +300,7 @@ class Session:
             if isinstance(event, events.StreamDataReceived):
                 if event.stream_id != stream_id:
                     if pieces:
-                        self._on_stream_data(stream_id, pieces, end=False)
+                        self._on_stream_data(stream_id, pieces)
                         pieces = []
                     stream_id = event.stream_id
                 pieces.append(event.data)
@@ -412,54 +309,18 @@ class Session:
                     pieces = []
                 continue
             if pieces:
-                self._on_stream_data(stream_id, pieces, end=False)
+                self._on_stream_data(stream_id, pieces)
                 pieces = []
             handler = self._handlers.get(type(event))
-            if handler is not None:
+            # Streams of somebody who is not, or no longer, a peer are nobody's.
+            if handler is not None and (self.is_open or not isinstance(event, _STREAM_EVENTS)):
                 handler(event)
         if pieces:
-            self._on_stream_data(stream_id, pieces, end=False)
+            self._on_stream_data(stream_id, pieces)
 
-    def _on_stream_data(self, stream_id: int, pieces: list[bytes], *, end: bool) -> None:
-        if self.is_over or self.connection is None:
-            return
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        stream = self._find_stream(stream_id)
-        stream.delivered += len(data)
-        self.connection.traffic.received += len(data)
-        if not stream.receiving:
-            self._consume(len(data))  # nobody wants it any more
-            return
-        stream.on_data(data)
-        if end:
-            stream.on_end()
-
-    def _find_stream(self, stream_id: int) -> QuicStream:
-        stream = self.streams.get(stream_id) or self._ended_streams.get(stream_id)
-        if stream is None:
-            stream = self._add_stream(stream_id, Direction.INBOUND)
-            assert self.connection is not None
-            self.connection.on_stream(stream)
-        return stream
-
-    def _on_stream_reset(self, event: events.StreamReset) -> None:
-        if self.is_over or self.connection is None:
-            return
-        stream = self._find_stream(event.stream_id)
-        # What the peer sent and we never got counts as consumed: it will not come.
-        missing = self.quic.undelivered(event.stream_id, stream.delivered)
-        stream.delivered += missing
-        if stream.receiving:
-            stream.on_reset(event.error_code)
-        self._consume(missing)
-
-    def _on_stop_sending(self, event: events.StopSendingReceived) -> None:
-        if self.is_over or self.connection is None:
-            return
-        stream = self._find_stream(event.stream_id)
-        self.quic.stop_sending(event.stream_id, event.error_code)
-        if stream.sending:
-            stream.on_stop_sending(event.error_code)
+    def _on_stream_data(self, stream_id: int, pieces: list[bytes], *, end: bool = False) -> None:
+        if self.is_open:
+            self.streams.on_data(stream_id, pieces, end=end)
 
     def _on_connection_id_issued(self, event: events.ConnectionIdIssued) -> None:
         self.endpoint.register(self, event.connection_id)
@@ -490,12 +351,14 @@ class Session:
         self.quic.forget_handshake()
         self.connection = QuicConnection(
             self,
+            self.streams,
             local_peer=self._context.local_peer,
             proven=proven,
             direction=self.direction,
             local_address=self._local_multiaddr(),
             remote_address=Multiaddr.for_udp(self.address[0], self.address[1]),
         )
+        self.streams.connection = self.connection
         self.endpoint.watch_reset_token(self)
         if self.direction is Direction.INBOUND:
             self._establish()

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
     from dep2p_daemon.quic.connection import QuicConnection
     from dep2p_daemon.quic.flow_control import ReceiveWindow
-    from dep2p_daemon.quic.session import Session
+    from dep2p_daemon.quic.stream_set import StreamSet
 
 MAX_CODE: Final = (1 << 62) - 1
 """Error codes are QUIC varints."""
 
 
 class QuicStream(Stream):
-    """A bidirectional stream. `Session` calls the methods that start with `on_`."""
+    """A bidirectional stream. `StreamSet` calls the methods that start with `on_`."""
 
     def __init__(
         self,
         connection: QuicConnection,
-        session: Session,
+        streams: StreamSet,
         stream_id: int,
         direction: Direction,
         window: ReceiveWindow,
@@ -39,7 +39,7 @@ class QuicStream(Stream):
         """False once the peer's end or reset came, or we asked it to stop."""
         self.sending = True
         """False once our end or reset is written, or the peer asked us to stop."""
-        self._session = session
+        self._streams = streams
         self._buffer = ReceiveBuffer(self._on_consumed)
         self._write_error: Exception | None = None
         self._write_waiter: asyncio.Future[None] | None = None
@@ -59,17 +59,17 @@ class QuicStream(Stream):
         if self._write_waiter is not None:
             raise LocalError("two tasks write the same stream", reason="CONCURRENT_WRITE")
         left = memoryview(data)
-        session = self._session
+        streams = self._streams
         while True:
             self._check_writable()
-            room = session.send_buffer_room(self)
+            room = streams.room(self)
             if room > 0:
                 piece = left[:room]
-                session.write(self, cast("bytes", piece))
+                streams.write(self, cast("bytes", piece))
                 left = left[room:]
             if not left:
                 return
-            self._write_waiter = session.wait_for_room(self)
+            self._write_waiter = streams.wait_for_room(self)
             try:
                 await self._write_waiter
             finally:
@@ -81,17 +81,17 @@ class QuicStream(Stream):
             raise self._write_error
         if self.sending:
             self.sending = False
-            self._session.finish(self)
+            self._streams.finish(self)
 
     @override
     def reset(self, code: int = CloseCode.NONE) -> None:
         _check_code(code)
         error = StreamResetError("the stream was reset by this side", code=code, remote=False)
-        self._session.reset(self, code)
+        self._streams.reset(self, code)
         self.sending = self.receiving = False
         self._fail_writes(error)
         self._buffer.feed_error(error)
-        self._session.on_half_ended(self)
+        self._streams.on_half_ended(self)
 
     @override
     def stop_reading(self, code: int = CloseCode.NONE) -> None:
@@ -99,18 +99,18 @@ class QuicStream(Stream):
         self._buffer.discard()
         if self.receiving:
             self.receiving = False
-            self._session.stop(self, code)
+            self._streams.stop(self, code)
             self._buffer.feed_error(
                 StreamResetError("reading was stopped by this side", code=code, remote=False)
             )
-            self._session.on_half_ended(self)
+            self._streams.on_half_ended(self)
 
     @property
     @override
     def closed(self) -> bool:
         return not self.sending and not self.receiving
 
-    # For the session
+    # For the set of streams
 
     @property
     def unread_bytes(self) -> int:
@@ -126,7 +126,7 @@ class QuicStream(Stream):
         """The peer has sent everything."""
         self.receiving = False
         self._buffer.feed_eof()
-        self._session.on_half_ended(self)
+        self._streams.on_half_ended(self)
 
     def on_reset(self, code: int) -> None:
         """The peer reset its half."""
@@ -134,7 +134,7 @@ class QuicStream(Stream):
         self._buffer.feed_error(
             StreamResetError(f"the peer reset the stream (code {code:#x})", code=code, remote=True)
         )
-        self._session.on_half_ended(self)
+        self._streams.on_half_ended(self)
 
     def on_stop_sending(self, code: int) -> None:
         """The peer does not want our half."""
@@ -144,7 +144,7 @@ class QuicStream(Stream):
                 f"the peer stopped reading the stream (code {code:#x})", code=code, remote=True
             )
         )
-        self._session.on_half_ended(self)
+        self._streams.on_half_ended(self)
 
     def on_room(self) -> None:
         """There is room in the send buffer again."""
@@ -170,7 +170,7 @@ class QuicStream(Stream):
             raise LocalError("the stream's sending half is closed", reason="STREAM_WRITE_CLOSED")
 
     def _on_consumed(self, count: int) -> None:
-        self._session.on_consumed(self, count)
+        self._streams.on_consumed(self, count)
 
 
 def _check_code(code: int) -> None:

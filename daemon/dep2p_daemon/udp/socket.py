@@ -20,7 +20,18 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from dep2p_daemon.errors import ConfigError
+from dep2p_daemon.udp.batches import split_batches
 from dep2p_daemon.udp.demultiplexer import Demultiplexer
+from dep2p_daemon.udp.options import (
+    IP_PKTINFO,
+    IP_RECVERR,
+    IPV6_RECVERR,
+    MSG_ERRQUEUE,
+    SOL_UDP,
+    UDP_GRO,
+    UDP_SEGMENT,
+    configure,
+)
 from dep2p_daemon.udp.settings import UdpSettings
 
 if TYPE_CHECKING:
@@ -28,25 +39,6 @@ if TYPE_CHECKING:
 
     from dep2p_daemon.udp.demultiplexer import SocketAddress
 
-# Linux constants that the socket module does not have.
-SOL_UDP: Final = 17
-UDP_SEGMENT: Final = 103
-UDP_GRO: Final = 104
-IP_PKTINFO: Final = 8
-IP_MTU_DISCOVER: Final = 10
-IP_RECVERR: Final = 11
-IPV6_MTU_DISCOVER: Final = 23
-IPV6_RECVERR: Final = 25
-PMTUDISC_DO: Final = 2
-PMTUDISC_PROBE: Final = 3
-MSG_ERRQUEUE: Final = 0x2000
-SO_SNDBUFFORCE: Final = 32
-SO_RCVBUFFORCE: Final = 33
-
-MAX_BATCH_BYTES: Final = 65_000
-"""A batch is one UDP/IP packet to the kernel until it is cut: 64 KiB less headers."""
-MAX_BATCH_SEGMENTS: Final = 64
-"""UDP_MAX_SEGMENTS of kernels before 6.9; more is EINVAL there."""
 MAX_DESTINATIONS_WITHOUT_OFFLOAD: Final = 256
 
 _GSO_REFUSALS: Final = frozenset(
@@ -107,9 +99,8 @@ class UdpSocket:
         ip = ipaddress.ip_address(self.host)
         self.is_wildcard = ip.is_unspecified
         self.is_loopback = ip.is_loopback
-        self._gso = settings.offload
         self._no_gso: dict[SocketAddress, None] = {}
-        self._configure()
+        self._gso = configure(sock, settings, is_wildcard=self.is_wildcard)
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
     @classmethod
@@ -212,60 +203,6 @@ class UdpSocket:
             self._queue.clear()
             self._queued = 0
         self._socket.close()
-
-    def _configure(self) -> None:
-        sock, v6 = self._socket, self._family == socket.AF_INET6
-        granted = {}
-        for name, force, option in (
-            ("receive", SO_RCVBUFFORCE, socket.SO_RCVBUF),
-            ("send", SO_SNDBUFFORCE, socket.SO_SNDBUF),
-        ):
-            wanted = self._settings.buffer_bytes
-            if not self._try_option(socket.SOL_SOCKET, force, wanted):
-                self._try_option(socket.SOL_SOCKET, option, wanted)
-            # Linux reports twice what can be used, for its own bookkeeping.
-            granted[name] = sock.getsockopt(socket.SOL_SOCKET, option) // 2
-        gro = self._settings.offload and self._try_option(SOL_UDP, UDP_GRO, 1)
-        self._gso = self._settings.offload and self._has_gso()
-        if v6:
-            dont_fragment = self._try_option(
-                socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_PROBE
-            ) or self._try_option(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO)
-            self._try_option(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-            if self.is_wildcard:
-                self._try_option(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            dont_fragment = self._try_option(
-                socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE
-            ) or self._try_option(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
-            self._try_option(socket.IPPROTO_IP, IP_RECVERR, 1)
-            if self.is_wildcard:
-                self._try_option(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        _log.debug(
-            "udp socket open",
-            host=self.host,
-            port=self.port,
-            wanted_buffer=self._settings.buffer_bytes,
-            receive_buffer=granted["receive"],
-            send_buffer=granted["send"],
-            gro=gro,
-            gso=self._gso,
-            dont_fragment=dont_fragment,
-        )
-
-    def _try_option(self, level: int, option: int, value: int) -> bool:
-        try:
-            self._socket.setsockopt(level, option, value)
-        except OSError:
-            return False
-        return True
-
-    def _has_gso(self) -> bool:
-        try:
-            self._socket.getsockopt(SOL_UDP, UDP_SEGMENT)
-        except OSError:
-            return False
-        return True
 
     # Receiving
 
@@ -421,30 +358,3 @@ class UdpSocket:
             self._enqueue(datagrams, destination, local)
         if not self._queue and self.on_writable is not None:
             self.on_writable()
-
-
-def split_batches(datagrams: Sequence[bytes]) -> list[Sequence[bytes]]:
-    """Cut `datagrams` into runs that one UDP_SEGMENT send can carry.
-
-    All datagrams of a run have the length of its first; only the last may be shorter.
-    """
-    batches: list[Sequence[bytes]] = []
-    start = 0
-    size = total = 0
-    for index, datagram in enumerate(datagrams):
-        length = len(datagram)
-        if index > start and (
-            length > size
-            or index - start >= MAX_BATCH_SEGMENTS
-            or total + length > MAX_BATCH_BYTES
-            or len(datagrams[index - 1]) != size
-        ):
-            batches.append(datagrams[start:index])
-            start = index
-        if index == start:
-            size = length
-            total = 0
-        total += length
-    if start < len(datagrams):
-        batches.append(datagrams[start:] if start else datagrams)
-    return batches

@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
-from dep2p_daemon.muxed import Listener
 from dep2p_daemon.quic.connection import QuicConnection
-from dep2p_daemon.quic.endpoint import Endpoint
-from dep2p_daemon.quic.settings import QuicSettings
 from dep2p_daemon.quic.transport import QuicTransport
+
+if TYPE_CHECKING:
+    from dep2p_daemon.muxed import Listener
+    from dep2p_daemon.quic.endpoint import Endpoint
+    from dep2p_daemon.quic.settings import QuicSettings
 
 
 @dataclass

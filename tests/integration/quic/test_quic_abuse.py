@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.waiting import turns, until
 
 from dep2p_daemon.muxed import CloseCode
 from dep2p_daemon.quic.settings import QuicSettings
@@ -37,10 +38,8 @@ class Stranger:
             self.socket.sendto(datagram, ("127.0.0.1", self.node.address.port))
             self.sent += 1
             self.sent_bytes += len(datagram)
-            while counters.received < self._before + self.sent:
-                await asyncio.sleep(0)
-        for _ in range(3):
-            await asyncio.sleep(0)
+            await until(lambda: counters.received >= self._before + self.sent)
+        await turns(3)
 
     def answers(self) -> list[bytes]:
         found = []
@@ -155,10 +154,8 @@ async def test_two_nodes_cannot_be_made_to_reset_each_other_forever(make_node: M
     trigger = b"\x43\x00" + os.urandom(1398)
     counters = one.transport.drivers[0].socket.counters
     two.transport.drivers[0].socket.send([trigger], ("127.0.0.1", one.address.port))
-    while not one.endpoint.counters.resets_sent:
-        await asyncio.sleep(0)
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await until(lambda: one.endpoint.counters.resets_sent)
+    await turns(100)
     assert counters.received <= 2
 
 

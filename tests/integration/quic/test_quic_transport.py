@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.waiting import until
 
 from dep2p_daemon.errors import (
     AuthenticationError,
@@ -94,8 +95,7 @@ async def test_a_wrong_peer_id_is_refused_and_told_to_both_sides(make_node: Make
     assert caught.value.metadata["actual_peer"] == str(server.key.peer_id)
     assert caught.value.metadata["expected_peer"] == str(expected)
     # The listener never saw a connection, and keeps none.
-    while server.endpoint.sessions:
-        await asyncio.sleep(0)
+    await until(lambda: not server.endpoint.sessions)
     assert server.endpoint.counters.handshakes_failed == 1
     assert server.endpoint.half_open == 0
     with pytest.raises(TimeoutError):
@@ -131,13 +131,11 @@ async def test_a_cancelled_dial_leaves_nothing(make_node: MakeNode) -> None:
 async def test_a_cancelled_dial_frees_the_server_too(make_node: MakeNode) -> None:
     server, client = await make_node(listen=LOOPBACK), await make_node()
     dial = asyncio.create_task(client.transport.dial(server.address, server.key.peer_id))
-    while not server.endpoint.half_open:
-        await asyncio.sleep(0)
+    await until(lambda: server.endpoint.half_open)
     dial.cancel()
     with pytest.raises(asyncio.CancelledError):
         await dial
-    while server.endpoint.sessions:
-        await asyncio.sleep(0)
+    await until(lambda: not server.endpoint.sessions)
     assert server.endpoint.half_open == 0
 
 
@@ -199,15 +197,13 @@ async def test_a_closed_listener_keeps_its_connections(make_node: MakeNode) -> N
     assert await (await theirs.accept_stream()).read() == b"still here"
     dropped = server.endpoint.counters.dropped
     dial = asyncio.create_task(client.transport.dial(address, server.key.peer_id))
-    while server.endpoint.counters.dropped == dropped:
-        await asyncio.sleep(0)
+    await until(lambda: server.endpoint.counters.dropped != dropped)
     assert len(server.endpoint.sessions) == 1
     dial.cancel()
     # The socket closes behind the last connection.
     await ours.close()
     await theirs.wait_closed()
-    while server.transport.drivers:
-        await asyncio.sleep(0)
+    await until(lambda: not server.transport.drivers)
 
 
 async def test_the_port_is_taken(make_node: MakeNode) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dep2p_daemon.errors import Dep2pError
 from dep2p_daemon.identity.keys import PrivateKey
-from dep2p_daemon.quic.connection import QuicConnection
 from dep2p_daemon.quic.context import QuicContext
 from dep2p_daemon.quic.endpoint import Endpoint
 from dep2p_daemon.quic.settings import QuicSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dep2p_daemon.errors import Dep2pError
+    from dep2p_daemon.quic.connection import QuicConnection
 
 Address = tuple[str, int]
 

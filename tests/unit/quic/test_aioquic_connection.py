@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from aioquic import tls
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.quic.connection import QuicConnection as StockConnection
 from aioquic.quic.packet import pull_quic_transport_parameters
 from aioquic.quic.recovery import QuicPacketPacer
@@ -136,6 +136,7 @@ async def test_limits_are_in_the_transport_parameters(wire: Any, make_node: Make
             assert parameters.stateless_reset_token == server.context.connection_ids.reset_token(
                 first
             )
+        assert parameters.version_information is not None
         assert list(parameters.version_information.available_versions) == [1]
 
 
@@ -168,6 +169,7 @@ async def test_the_hello_is_small_and_names_nobody(wire: Any, make_node: MakeNod
     (hello,) = hellos
     assert hello.server_name is None
     assert hello.alpn_protocols == ["libp2p"]
+    assert hello.key_share is not None
     assert [group for group, _ in hello.key_share] == [tls.Group.X25519, tls.Group.SECP256R1]
     assert hello.cipher_suites[0] == tls.CipherSuite.AES_128_GCM_SHA256
 

@@ -17,7 +17,7 @@ from dep2p_daemon.errors import (
 )
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.muxed import CloseCode, read_exactly
-from dep2p_daemon.quic.endpoint import Farewell
+from dep2p_daemon.quic.connection_table import Farewell
 from dep2p_daemon.quic.settings import QuicSettings
 
 MakeNode = Callable[..., Any]
@@ -259,7 +259,7 @@ async def test_farewells_are_repeated_and_then_forgotten(wire: Any, make_node: M
     error = await ours.wait_closed()
     assert (error.code, error.remote) == (CloseCode.SHUTDOWN, True)
     # Ever less often: 100 datagrams are no more than seven answers' worth.
-    farewell = next(e for e in server.endpoint._table.values() if isinstance(e, Farewell))
+    farewell = next(e for e in server.endpoint._table._owners.values() if isinstance(e, Farewell))
     cid = next(iter(farewell.connection_ids))
     start = len(wire.sent)
     for _ in range(100):
@@ -373,7 +373,7 @@ async def test_stateless_reset_after_a_restart(wire: Any, make_node: MakeNode) -
     assert error.reason == "STATELESS_RESET"
     with pytest.raises(ConnectionClosedError):
         await stream.read()
-    assert client.endpoint._reset_tokens == {}
+    assert client.endpoint._table._reset_tokens == {}
 
 
 async def test_a_reset_by_another_key_is_no_reset(wire: Any, make_node: MakeNode) -> None:

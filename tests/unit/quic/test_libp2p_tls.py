@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.quic import tls_vectors
 
 from dep2p_daemon.errors import AuthenticationError
 from dep2p_daemon.identity.keys import PrivateKey
@@ -26,7 +26,9 @@ from dep2p_daemon.quic.libp2p_tls import (
     encode_signed_key,
     prove_peer,
 )
-from tests.unit.quic import tls_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
 HOST = PrivateKey.from_seed(bytes(range(32)))
@@ -45,7 +47,7 @@ def forge(
     signer: Any = None,
     signed_key: bytes | None = None,
     critical: bool = False,
-    extra: list[tuple[x509.ExtensionType, bool]] | None = None,
+    extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
     start: datetime.timedelta = -datetime.timedelta(hours=1),
     end: datetime.timedelta = datetime.timedelta(hours=1),
     sign: dict[str, Any] | None = None,
@@ -69,7 +71,7 @@ def forge(
         builder = builder.add_extension(
             x509.UnrecognizedExtension(EXTENSION_OID, signed_key), critical=critical
         )
-    for extension, is_critical in extra or []:
+    for extension, is_critical in extra:
         builder = builder.add_extension(extension, critical=is_critical)
     arguments: dict[str, Any] = sign or {"algorithm": hashes.SHA256()}
     return builder.sign(signer or key, **arguments)

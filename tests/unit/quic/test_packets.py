@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from hypothesis import given
 from hypothesis import strategies as st
