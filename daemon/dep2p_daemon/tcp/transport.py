@@ -200,6 +200,11 @@ class TcpTransport(Transport):
         self._connections: set[Connection] = set()
         self._is_open = False
 
+    @property
+    def local_peer(self) -> PeerId:
+        """Who this node is."""
+        return self._key.peer_id
+
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         self._is_open = True
@@ -317,7 +322,10 @@ def _dial_error(error: Dep2pError, address: Multiaddr, peer: PeerId) -> Dep2pErr
             remedy="the peer may be at a limit, or something else listens on this port",
             **context,
         )
-    if isinstance(error, ConnectionClosedError | ProtocolNotSupportedError):
+    if isinstance(error, ProtocolNotSupportedError):
+        remedy = "over TCP this node speaks Noise and Yamux only: the peer must offer both"
+        return UnreachableError(what, reason=error.reason, remedy=remedy, **context)
+    if isinstance(error, ConnectionClosedError):
         return UnreachableError(what, reason=error.reason, remedy=error.remedy, **context)
     if not isinstance(error, PeerError):
         return error
