@@ -344,8 +344,9 @@ class Peerstore:
         self._evict()
 
     def _resize(self, peer: PeerId, entry: Entry | StoredPeer) -> None:
-        self._total_bytes += entry.size - self._sizes.get(peer, 0)
-        self._sizes[peer] = entry.size
+        size = entry.size
+        self._total_bytes += size - self._sizes.get(peer, 0)
+        self._sizes[peer] = size
 
     def _evict(self) -> None:
         limit = self._settings

@@ -13,7 +13,7 @@ from dep2p_daemon.identity.peer_id import PeerId
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.multiaddr.address import MAX_BYTES, MAX_COMPONENTS
 from dep2p_daemon.multiaddr.codes import PROTOCOLS
-from dep2p_daemon.wire import multibase
+from dep2p_daemon.wire import multibase, varint
 
 RELAY = PeerId.parse("12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA")
 TARGET = PeerId.parse("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N")
@@ -215,6 +215,27 @@ def test_without_a_slash(text: str, remedy: str) -> None:
     with pytest.raises(MultiaddrError) as caught:
         Multiaddr.parse(text)
     assert caught.value.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    ("component", "value"),
+    [
+        ("dns4", b""),
+        ("dns4", b"a\nb"),
+        ("dns4", b"a/tcp"),
+        ("dns4", b"\xff"),
+        ("ip6zone", b"a%b"),
+        ("p2p", b"\x12\x20"),
+        ("certhash", b"\x12\x20a"),
+        ("unix", b"relative"),
+        ("unix", b"/\xff"),
+    ],
+)
+def test_a_binary_value_that_has_no_text_is_refused(component: str, value: bytes) -> None:
+    code = next(protocol.code for protocol in PROTOCOLS if protocol.name == component)
+    with pytest.raises(MultiaddrError) as caught:
+        Multiaddr.from_bytes(varint.encode(code) + varint.encode_prefixed(value))
+    assert caught.value.metadata["component"] == component
 
 
 def test_an_unknown_code_is_named() -> None:

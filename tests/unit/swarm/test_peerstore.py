@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import sqlite3
 import stat
+import threading
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.identity.peer_record import PeerRecord
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.swarm.peerstore import Peerstore, PeerstoreSettings
+from dep2p_daemon.swarm.peerstore_file import PeerstoreFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -342,6 +344,28 @@ async def test_leaving_writes_what_is_left(tmp_path: Path) -> None:
     assert rows(path) == 1
 
 
+async def test_leaving_in_the_middle_of_a_write_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "peers.sqlite"
+    started, go_on = threading.Event(), threading.Event()
+    write = PeerstoreFile.write
+
+    def interrupted(*args: Any) -> None:
+        if not started.is_set():
+            started.set()
+            go_on.wait()
+            raise OSError("the disk went away")
+        write(*args)
+
+    monkeypatch.setattr(PeerstoreFile, "write", interrupted)
+    async with Peerstore(path, PeerstoreSettings(flush_interval=0.001)) as store:
+        store.seen(ALICE)
+        await asyncio.to_thread(started.wait)
+    go_on.set()
+    assert rows(path) == 1
+
+
 async def test_expired_peers_go_in_time(tmp_path: Path) -> None:
     clock = Clock()
     settings = PeerstoreSettings(flush_interval=0.001, prune_interval=10)
@@ -412,7 +436,8 @@ def test_a_damaged_row_costs_only_itself(tmp_path: Path, clock: Clock) -> None:
         )
         connection.execute(
             "INSERT INTO peers SELECT x'00', changed_at, last_seen, agent_version, "
-            "protocol_version, record_seq, protocols, addresses, expires_at, size FROM peers LIMIT 1"
+            "protocol_version, record_seq, protocols, addresses, expires_at, size "
+            "FROM peers LIMIT 1"
         )
     with capture_logs() as logs:
         store = Peerstore(path, clock=clock)
