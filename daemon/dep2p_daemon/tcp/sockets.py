@@ -15,7 +15,12 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final
 
-from dep2p_daemon.errors import ConfigError, InvalidArgumentError, UnreachableError
+from dep2p_daemon.errors import (
+    ConfigError,
+    DialTimeoutError,
+    InvalidArgumentError,
+    UnreachableError,
+)
 from dep2p_daemon.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
@@ -107,7 +112,8 @@ async def connect(address: Multiaddr, source: tuple[str, int] | None) -> socket.
             if origin is not None and error.errno in _SOURCE_UNUSABLE:
                 continue
             reason, remedy = _CONNECT_FAILURES.get(error.errno or 0, ("CONNECT_FAILED", ""))
-            raise UnreachableError(
+            kind = DialTimeoutError if error.errno == errno.ETIMEDOUT else UnreachableError
+            raise kind(
                 f"cannot connect to {address}: {_text(error)}",
                 reason=reason,
                 remedy=remedy,

@@ -28,6 +28,7 @@ from dep2p_daemon.tcp.channel import SocketChannel
 from dep2p_daemon.tcp.settings import TcpSettings
 from dep2p_daemon.tcp.sockets import connect, listening_socket, multiaddr_of, socket_address
 from dep2p_daemon.tcp.upgrade import upgrade
+from dep2p_daemon.tcp.waiters import Waiters
 
 if TYPE_CHECKING:
     import socket
@@ -54,7 +55,7 @@ class TcpListener(Listener):
         self._address = multiaddr_of(sock.getsockname())
         self._accepted: deque[Connection] = deque()
         self._room = asyncio.Semaphore(transport.settings.accept_backlog)
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters = Waiters()
         self._tasks: set[asyncio.Task[None]] = set()
         self.is_closed = False
 
@@ -77,14 +78,7 @@ class TcpListener(Listener):
                     return connection
             if self.is_closed:
                 raise ConnectionClosedError("the listener is closed", reason="LISTENER_CLOSED")
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                self._waiters.remove(waiter)
-                if self._accepted:
-                    self._wake()  # a cancelled turn goes to the next
+            await self._waiters.wait()
 
     @override
     async def close(self) -> None:
@@ -94,9 +88,7 @@ class TcpListener(Listener):
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._waiters.wake_all()
         try:
             if tasks:
                 await asyncio.wait(tasks)
@@ -106,12 +98,6 @@ class TcpListener(Listener):
             # If we were cancelled above, the loop may still watch the descriptor.
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-                return
 
     async def _accept_sockets(self) -> None:
         loop = asyncio.get_running_loop()
@@ -175,7 +161,7 @@ class TcpListener(Listener):
             await connection.close(CloseCode.SHUTDOWN)
             raise
         self._accepted.append(connection)
-        self._wake()
+        self._waiters.wake_one()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._transport.spawn(work)
@@ -237,6 +223,7 @@ class TcpTransport(Transport):
     @override
     async def dial(self, address: Multiaddr, peer: PeerId) -> Connection:
         self._check_open()
+        address = address.without_peer_id()
         sock = await connect(address, self._source_for(address))
         try:
             return await self.upgrade(sock, address, initiator=True, expected_peer=peer)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from dep2p_daemon.errors import ConnectionClosedError, LocalError, ProtocolViolationError
+from dep2p_daemon.errors import ConnectionClosedError, LocalError
 from dep2p_daemon.tcp import yamux_frame as frame
 from dep2p_daemon.tcp.yamux_events import (
     DataReceived,
@@ -28,9 +28,16 @@ from dep2p_daemon.tcp.yamux_events import (
     StreamRefused,
     StreamReset,
 )
-from dep2p_daemon.tcp.yamux_frame import HEADER, HEADER_BYTES, INITIAL_WINDOW, GoAwayCode
+from dep2p_daemon.tcp.yamux_frame import (
+    HEADER_BYTES,
+    INITIAL_WINDOW,
+    FrameParser,
+    GoAwayCode,
+    Header,
+    violation,
+)
 from dep2p_daemon.tcp.yamux_keepalive import Keepalive
-from dep2p_daemon.tcp.yamux_stream import (
+from dep2p_daemon.tcp.yamux_stream_state import (
     READABLE,
     WRITABLE,
     StreamInput,
@@ -75,10 +82,9 @@ class YamuxSession:
         self._ready: deque[YamuxStreamState] = deque()
         self._drained: list[int] = []
         self._lingering: dict[int, float] = {}
-        self._header = b""
-        self._body: YamuxStreamState | None = None
-        self._body_left = 0
-        self._body_fin = False
+        self._parser = FrameParser()
+        self._receiving: YamuxStreamState | None = None
+        self._fin_after_payload = False
         self._go_away: GoAwayCode | None = None
         self._go_away_sent = False
         self.remote_gone_away = False
@@ -286,65 +292,40 @@ class YamuxSession:
             ProtocolViolationError: the peer broke the protocol; `go_away` and close.
         """
         events: list[Event] = []
-        offset, end = 0, len(data)
         self._keepalive.received(now)
-        while offset < end:
-            if self._body_left:
-                stop = min(end, offset + self._body_left)
-                self._receive_body(data[offset:stop], events)
-                offset = stop
-                continue
-            if self._header or end - offset < HEADER_BYTES:
-                stop = min(end, offset + HEADER_BYTES - len(self._header))
-                self._header += data[offset:stop]
-                offset = stop
-                if len(self._header) < HEADER_BYTES:
-                    break
-                version, kind, flags, stream_id, length = HEADER.unpack(self._header)
-                self._header = b""
+        for item in self._parser.feed(data):
+            if isinstance(item, bytes):
+                self._receive_payload(item, events)
+            elif item.kind in (frame.DATA, frame.WINDOW_UPDATE):
+                self._receive_stream_frame(item, now, events)
+            elif item.kind == frame.PING:
+                self._receive_ping(item, now, events)
             else:
-                version, kind, flags, stream_id, length = HEADER.unpack_from(data, offset)
-                offset += HEADER_BYTES
-            if version != frame.VERSION:
-                raise _violation(f"version {version}")
-            self._receive_frame(kind, flags, stream_id, length, now, events)
+                self.remote_gone_away = True
+                events.append(GoAwayReceived(item.length))
         return events
 
-    def _receive_frame(
-        self, kind: int, flags: int, stream_id: int, length: int, now: float, events: list[Event]
-    ) -> None:
-        if kind in (frame.DATA, frame.WINDOW_UPDATE):
-            self._receive_stream_frame(kind, flags, stream_id, length, now, events)
-        elif kind == frame.PING:
-            self._receive_ping(flags, stream_id, length, now, events)
-        elif kind == frame.GO_AWAY:
-            self.remote_gone_away = True
-            events.append(GoAwayReceived(length))
-        else:
-            raise _violation(f"a frame of type {kind}")
+    def _receive_ping(self, header: Header, now: float, events: list[Event]) -> None:
+        if header.stream_id != frame.SESSION_ID:
+            raise violation(f"a ping on stream {header.stream_id}")
+        if header.flags & frame.SYN:
+            self._control += frame.encode(frame.PING, frame.ACK, frame.SESSION_ID, header.length)
+        elif header.flags & frame.ACK:
+            rtt = self._keepalive.answered(header.length, now)
+            if rtt is not None:
+                events.append(RoundTripMeasured(rtt))
 
-    def _receive_ping(
-        self, flags: int, stream_id: int, value: int, now: float, events: list[Event]
-    ) -> None:
-        if stream_id != frame.SESSION_ID:
-            raise _violation(f"a ping on stream {stream_id}")
-        if flags & frame.SYN:
-            self._control += frame.encode(frame.PING, frame.ACK, frame.SESSION_ID, value)
-        elif flags & frame.ACK and (rtt := self._keepalive.answered(value, now)) is not None:
-            events.append(RoundTripMeasured(rtt))
-
-    def _receive_stream_frame(
-        self, kind: int, flags: int, stream_id: int, length: int, now: float, events: list[Event]
-    ) -> None:
+    def _receive_stream_frame(self, header: Header, now: float, events: list[Event]) -> None:
+        kind, flags, stream_id, length = header
         if stream_id == frame.SESSION_ID:
-            raise _violation("a stream frame about the session")
+            raise violation("a stream frame about the session")
         if flags & frame.SYN:
             self._receive_syn(stream_id, now, events)
         stream = self._streams.get(stream_id)
+        if kind == frame.DATA:
+            self._expect_payload(stream, length)
         if stream is None:
-            # Ended or refused: the peer may not know yet. The body is dropped as it comes.
-            if kind == frame.DATA:
-                self._expect_body(None, length)
+            # Ended or refused: the peer may not know yet. A payload is dropped as it comes.
             return
         if flags & frame.ACK and not stream.inbound and not stream.acknowledged:
             stream.acknowledged = True
@@ -353,25 +334,19 @@ class YamuxSession:
         if kind == frame.WINDOW_UPDATE:
             stream.send_window += length
             self._schedule(stream)
-        elif length:
-            stream.step(StreamInput.RECEIVE_DATA)
-            if length > stream.credit:
-                raise _violation(f"{length} bytes on a stream with room for {stream.credit}")
-            stream.credit -= length
-            self._expect_body(stream, length)
         if flags & frame.RST:
             self._receive_reset(stream, events)
         elif flags & frame.FIN:
-            if self._body_left:
-                self._body_fin = True
+            if self._parser.payload_left:
+                self._fin_after_payload = True
             else:
                 self._receive_fin(stream, events)
 
     def _receive_syn(self, stream_id: int, now: float, events: list[Event]) -> None:
         if stream_id % 2 != self._remote_parity:
-            raise _violation(f"stream id {stream_id} is not the peer's to open")
+            raise violation(f"stream id {stream_id} is not the peer's to open")
         if stream_id in self._streams:
-            raise _violation(f"stream {stream_id} is opened twice")
+            raise violation(f"stream {stream_id} is opened twice")
         settings = self._settings
         limit = ""
         if self._inbound >= settings.max_inbound_streams:
@@ -387,21 +362,25 @@ class YamuxSession:
         self._unaccepted += 1
         events.append(StreamOpened(stream_id))
 
-    def _expect_body(self, stream: YamuxStreamState | None, length: int) -> None:
+    def _expect_payload(self, stream: YamuxStreamState | None, length: int) -> None:
+        self._receiving, self._fin_after_payload = stream, False
         if length > self._settings.max_window:
-            raise _violation(f"a frame of {length} bytes")
-        self._body, self._body_left, self._body_fin = stream, length, False
+            raise violation(f"a frame of {length} bytes")
+        if stream is not None and length:
+            stream.step(StreamInput.RECEIVE_DATA)
+            if length > stream.credit:
+                raise violation(f"{length} bytes on a stream with room for {stream.credit}")
+            stream.credit -= length
 
-    def _receive_body(self, data: bytes, events: list[Event]) -> None:
-        self._body_left -= len(data)
-        stream = self._body
+    def _receive_payload(self, data: bytes, events: list[Event]) -> None:
+        stream = self._receiving
         if stream is None or stream.state not in READABLE:
             return
         if not stream.ignored:
             events.append(DataReceived(stream.id, data))
-        if self._body_left:
+        if self._parser.payload_left:
             return
-        if self._body_fin:
+        if self._fin_after_payload:
             self._receive_fin(stream, events)
         elif not stream.credit and stream.id in self._lingering:
             # We are done with this stream, and its peer writes into a wall: tell it.
@@ -445,7 +424,3 @@ class YamuxSession:
             if due > now:
                 break
             self.reset(stream_id)
-
-
-def _violation(what: str) -> ProtocolViolationError:
-    return ProtocolViolationError(f"the peer broke Yamux: {what}", reason="YAMUX_VIOLATION")

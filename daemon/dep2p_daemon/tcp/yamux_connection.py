@@ -22,9 +22,10 @@ from dep2p_daemon.errors import (
 )
 from dep2p_daemon.muxed import Buffer, CloseCode, Connection, Direction, ReceiveMemory, Stream
 from dep2p_daemon.tcp import yamux_events as events
+from dep2p_daemon.tcp.waiters import Waiters
 from dep2p_daemon.tcp.yamux import YAMUX_PROTOCOL, YamuxSession
 from dep2p_daemon.tcp.yamux_frame import GoAwayCode
-from dep2p_daemon.tcp.yamux_stream_shell import YamuxStream
+from dep2p_daemon.tcp.yamux_stream import YamuxStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -86,8 +87,8 @@ class YamuxConnection(Connection):
         )
         self._streams: dict[int, YamuxStream] = {}
         self._accepting: deque[YamuxStream] = deque()
-        self._accept_waiters: deque[asyncio.Future[None]] = deque()
-        self._open_waiters: deque[asyncio.Future[None]] = deque()
+        self._accept_waiters = Waiters()
+        self._open_waiters = Waiters()
         self._output_due: asyncio.Future[None] | None = None
         self._output_done: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -137,7 +138,7 @@ class YamuxConnection(Connection):
                 raise error
             if self._session.can_open or self._session.remote_gone_away:
                 break
-            await self._wait_in(self._open_waiters)
+            await self._open_waiters.wait()
         stream_id = self._session.open(self._loop.time())
         stream = self._streams[stream_id] = YamuxStream(self, stream_id, Direction.OUTBOUND)
         self._flush()
@@ -148,7 +149,7 @@ class YamuxConnection(Connection):
         while not self._accepting:
             if self._error is not None:
                 raise self._error
-            await self._wait_in(self._accept_waiters)
+            await self._accept_waiters.wait()
         stream = self._accepting.popleft()
         self._session.accept(stream.id)
         self._flush()
@@ -322,8 +323,8 @@ class YamuxConnection(Connection):
         for stream in self._streams.values():
             stream.on_failure(error)
         self._streams.clear()
-        for waiter in (*self._accept_waiters, *self._open_waiters):
-            _wake(waiter)
+        self._accept_waiters.wake_all()
+        self._open_waiters.wake_all()
         self._ended.set()
 
     # What the session tells.
@@ -347,7 +348,7 @@ class YamuxConnection(Connection):
         stream = YamuxStream(self, event.stream_id, Direction.INBOUND)
         self._streams[stream.id] = stream
         self._accepting.append(stream)
-        _wake_first(self._accept_waiters)
+        self._accept_waiters.wake_one()
 
     def _on_stream_ended(self, event: events.StreamEnded) -> None:
         if (stream := self._streams.get(event.stream_id)) is not None:
@@ -357,9 +358,12 @@ class YamuxConnection(Connection):
     def _on_stream_reset(self, event: events.StreamReset) -> None:
         if (stream := self._streams.pop(event.stream_id, None)) is not None:
             stream.on_failure(StreamResetError(remote=True))
+            # Streams that come and go unaccepted would pile up here past the session's caps.
+            with contextlib.suppress(ValueError):
+                self._accepting.remove(stream)
 
     def _on_acknowledged(self, _event: events.StreamAcknowledged) -> None:
-        _wake_first(self._open_waiters)
+        self._open_waiters.wake_one()
 
     def _on_refused(self, event: events.StreamRefused) -> None:
         if not self._refusal_logged:
@@ -373,8 +377,7 @@ class YamuxConnection(Connection):
 
     def _on_go_away(self, event: events.GoAwayReceived) -> None:
         _log.debug("go-away received", peer=str(self.remote_peer), code=event.code)
-        for waiter in self._open_waiters:
-            _wake(waiter)
+        self._open_waiters.wake_all()
 
     def _on_round_trip(self, event: events.RoundTripMeasured) -> None:
         if self.rtt is None:
@@ -410,25 +413,7 @@ class YamuxConnection(Connection):
             self._timer.cancel()
         self._timer = self._loop.call_at(due, self._on_timer)
 
-    async def _wait_in(self, waiters: deque[asyncio.Future[None]]) -> None:
-        waiter = self._loop.create_future()
-        waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            waiters.remove(waiter)
-            # A wake-up that a cancelled task got belongs to the next one.
-            if waiters and waiter.done() and not waiter.cancelled():
-                _wake_first(waiters)
-
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
-
-
-def _wake_first(waiters: deque[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
-            return

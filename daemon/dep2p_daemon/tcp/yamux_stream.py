@@ -1,157 +1,116 @@
-"""The state of one Yamux stream: its halves, its windows, and what waits to be sent."""
+"""A stream of a `YamuxConnection`: reads consume, writes queue in the session."""
 
 from __future__ import annotations
 
-import enum
-from collections import deque
-from typing import TYPE_CHECKING, Final
+import asyncio
+from typing import TYPE_CHECKING
 
-from dep2p_daemon.errors import ProtocolViolationError
-from dep2p_daemon.tcp.yamux_frame import INITIAL_WINDOW
+from typing_extensions import override
+
+from dep2p_daemon.errors import ConnectionClosedError, LocalError, StreamResetError
+from dep2p_daemon.muxed import READ_CHUNK, Buffer, CloseCode, Direction, ReceiveBuffer, Stream
 
 if TYPE_CHECKING:
-    from dep2p_daemon.muxed import Buffer
-
-_SMALL_WRITE: Final = 4 * 1024
-_JOINED_WRITES: Final = 16 * 1024
+    from dep2p_daemon.tcp.yamux_connection import YamuxConnection
 
 
-class StreamState(enum.Enum):
-    """Which halves of a stream are open."""
+class YamuxStream(Stream):
+    """One stream. Yamux has no room for reset codes: they stay on this side."""
 
-    OPEN = enum.auto()
-    WRITE_CLOSED = enum.auto()
-    READ_CLOSED = enum.auto()
-    CLOSED = enum.auto()
-    RESET = enum.auto()
+    def __init__(self, owner: YamuxConnection, stream_id: int, direction: Direction) -> None:
+        super().__init__(owner, stream_id, direction)
+        self._owner = owner
+        self._buffer = ReceiveBuffer(self._on_consumed)
+        self._error: StreamResetError | ConnectionClosedError | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._write_ended = False
 
+    @override
+    async def read(self, max_bytes: int = READ_CHUNK) -> bytes:
+        # More at a time would have to be joined, which costs more than it saves.
+        return await self._buffer.read(min(max_bytes, READ_CHUNK))
 
-class StreamInput(enum.Enum):
-    """What changes a stream's state."""
+    @override
+    def unread(self, data: bytes) -> None:
+        self._buffer.unread(data)
 
-    SEND_FIN = enum.auto()
-    RECEIVE_DATA = enum.auto()
-    RECEIVE_FIN = enum.auto()
-    RESET = enum.auto()
+    @override
+    async def write(self, data: Buffer) -> None:
+        self._check_writable()
+        if self._drained is not None:
+            raise LocalError("two tasks write the same stream", reason="CONCURRENT_WRITE")
+        self.traffic.sent += self._owner.enqueue(self.id, data)
+        if not self._owner.send_buffer_full:
+            return
+        self._drained = asyncio.get_running_loop().create_future()
+        try:
+            await self._drained
+        finally:
+            self._drained = None
+        if self._error is not None:
+            raise self._error
 
+    @override
+    async def close_write(self) -> None:
+        if self._write_ended:
+            return
+        self._check_writable()
+        self._write_ended = True
+        self._owner.finish(self)
 
-TRANSITIONS: Final[dict[tuple[StreamState, StreamInput], StreamState]] = {
-    (StreamState.OPEN, StreamInput.SEND_FIN): StreamState.WRITE_CLOSED,
-    (StreamState.OPEN, StreamInput.RECEIVE_DATA): StreamState.OPEN,
-    (StreamState.OPEN, StreamInput.RECEIVE_FIN): StreamState.READ_CLOSED,
-    (StreamState.OPEN, StreamInput.RESET): StreamState.RESET,
-    (StreamState.WRITE_CLOSED, StreamInput.RECEIVE_DATA): StreamState.WRITE_CLOSED,
-    (StreamState.WRITE_CLOSED, StreamInput.RECEIVE_FIN): StreamState.CLOSED,
-    (StreamState.WRITE_CLOSED, StreamInput.RESET): StreamState.RESET,
-    (StreamState.READ_CLOSED, StreamInput.SEND_FIN): StreamState.CLOSED,
-    (StreamState.READ_CLOSED, StreamInput.RESET): StreamState.RESET,
-}
-"""Every change there is. A pair that is missing is a frame that the protocol does not allow."""
+    @override
+    def reset(self, code: int = CloseCode.NONE) -> None:
+        if self.closed:
+            self._buffer.discard()
+            return
+        self._error = StreamResetError(code=code, remote=False)
+        self._buffer.feed_error(self._error)
+        self.on_drained()
+        self._owner.reset(self)
 
-READABLE: Final = frozenset({StreamState.OPEN, StreamState.WRITE_CLOSED})
-"""States in which the peer may still send."""
-WRITABLE: Final = frozenset({StreamState.OPEN, StreamState.READ_CLOSED})
-"""States in which we may still send."""
-
-
-class YamuxStreamState:
-    """What the session knows about one stream. Only the session touches it."""
-
-    __slots__ = (
-        "acknowledged",
-        "consumed",
-        "credit",
-        "epoch",
-        "fin_requested",
-        "id",
-        "ignored",
-        "inbound",
-        "queue",
-        "queued",
-        "ready",
-        "send_window",
-        "state",
-        "syn_pending",
-        "window",
-    )
-
-    def __init__(self, stream_id: int, *, inbound: bool, now: float) -> None:
-        self.id = stream_id
-        self.inbound = inbound
-        self.state = StreamState.OPEN
-        self.syn_pending = not inbound
-        """The peer has not been told of it yet."""
-        self.acknowledged = False
-        """Inbound: we accepted it; outbound: the peer did."""
-        self.ignored = False
-        """What still arrives is dropped."""
-        self.window = INITIAL_WINDOW
-        """Our receive window's size."""
-        self.credit = INITIAL_WINDOW
-        """Bytes that the peer may still send."""
-        self.consumed = 0
-        """Bytes that were read since the last window update."""
-        self.epoch = now
-        """When the last window update was sent."""
-        self.send_window = INITIAL_WINDOW
-        """Bytes that we may still send."""
-        self.queue: deque[Buffer] = deque()
-        self.queued = 0
-        self.fin_requested = False
-        self.ready = False
-        """Whether it stands in the session's sending order."""
-
-    def step(self, event: StreamInput) -> None:
-        """Change the state. Raises ProtocolViolationError where the table has no entry."""
-        following = TRANSITIONS.get((self.state, event))
-        if following is None:
-            raise ProtocolViolationError(
-                f"the peer broke Yamux: {event.name} on a stream that is {self.state.name}",
-                reason="YAMUX_VIOLATION",
-            )
-        self.state = following
+    @override
+    def stop_reading(self, code: int = CloseCode.NONE) -> None:
+        if not self._buffer.finished:
+            self._owner.ignore(self)
+            self._buffer.feed_eof()
+            self._owner.retire(self)
+        self._buffer.discard()
 
     @property
-    def sendable(self) -> bool:
-        """Whether a frame could be sent now."""
-        if self.syn_pending:
-            return True
-        if self.queued:
-            return self.send_window > 0
-        return self.fin_requested and self.state in WRITABLE
+    @override
+    def closed(self) -> bool:
+        return self._error is not None or (self._write_ended and self._buffer.finished)
 
-    def push(self, data: Buffer) -> None:
-        """Queue bytes. `data` must not change afterwards."""
-        size = len(data)
-        last = self.queue[-1] if self.queue else None
-        if size < _SMALL_WRITE and type(last) is bytearray and len(last) < _JOINED_WRITES:
-            last += data
-        elif size < _SMALL_WRITE:
-            # Small writes that have to wait share one buffer, or they would cost far more
-            # than their bytes.
-            self.queue.append(bytearray(data))
-        else:
-            self.queue.append(data)
-        self.queued += size
+    def _check_writable(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._write_ended:
+            raise LocalError("write after close_write", reason="STREAM_CLOSED")
 
-    def take(self, size: int) -> list[Buffer]:
-        """Take `size` queued bytes."""
-        pieces: list[Buffer] = []
-        self.queued -= size
-        while size:
-            piece = self.queue.popleft()
-            length = len(piece)
-            if length > size:
-                view = memoryview(piece)
-                self.queue.appendleft(view[size:])
-                piece, length = view[:size], size
-            pieces.append(piece)
-            size -= length
-        return pieces
+    # What the connection tells.
 
-    def drop_queue(self) -> int:
-        """Forget what is queued; return its size."""
-        dropped, self.queued = self.queued, 0
-        self.queue.clear()
-        self.fin_requested = False
-        return dropped
+    def on_data(self, data: bytes) -> int:
+        """Bytes arrived; return how many were buffered."""
+        before = self._buffer.size
+        self._buffer.feed(data)
+        self.traffic.received += len(data)
+        return self._buffer.size - before
+
+    def on_end(self) -> None:
+        """The peer closed its half."""
+        self._buffer.feed_eof()
+
+    def on_drained(self) -> None:
+        """What was queued is on its way, or never will be."""
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def on_failure(self, error: StreamResetError | ConnectionClosedError) -> None:
+        """The peer or the connection ended both halves. What arrived complete stays readable."""
+        self._error = error
+        if not self._buffer.finished:
+            self._buffer.feed_error(error)
+        self.on_drained()
+
+    def _on_consumed(self, count: int) -> None:
+        self._owner.consume(self, count)

@@ -28,7 +28,7 @@ from dep2p_daemon.tcp.yamux_frame import (
     GoAwayCode,
     encode,
 )
-from dep2p_daemon.tcp.yamux_stream import TRANSITIONS, StreamInput, StreamState
+from dep2p_daemon.tcp.yamux_stream_state import TRANSITIONS, StreamInput, StreamState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,8 +13,9 @@ from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.muxed import Direction, ReceiveMemory
 from dep2p_daemon.tcp.settings import YamuxSettings
+from dep2p_daemon.tcp.waiters import Waiters
 from dep2p_daemon.tcp.yamux_connection import MAX_CONTROL_BACKLOG, YamuxConnection
-from dep2p_daemon.tcp.yamux_frame import PING, SYN, encode
+from dep2p_daemon.tcp.yamux_frame import PING, RST, SYN, WINDOW_UPDATE, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,15 +105,47 @@ async def test_defect_in_the_channel_ends_this_connection_only() -> None:
     assert [entry["log_level"] for entry in logs] == ["error"]
 
 
-@pytest.mark.parametrize("waiting", [1, 3])
-async def test_cancelled_accept_passes_its_turn_on(waiting: int) -> None:
-    channel = StuckChannel()
+async def test_streams_that_come_and_go_unaccepted_leave_nothing() -> None:
+    class OpeningChannel(StuckChannel):
+        @override
+        async def read_plaintexts(self) -> list[bytes]:
+            self.reads += 1
+            await asyncio.sleep(0)
+            if self.reads > 50:
+                return [encode(WINDOW_UPDATE, SYN, 2 * self.reads + 1, 0)]
+            return [
+                encode(WINDOW_UPDATE, SYN, stream_id, 0) + encode(WINDOW_UPDATE, RST, stream_id, 0)
+                for stream_id in range(1, 2001, 2)
+            ]
+
+    channel = OpeningChannel()
     async with asyncio.TaskGroup() as group:
         connection = connection_on(channel)
         connection.start(group)
-        accepting = [asyncio.create_task(connection.accept_stream()) for _ in range(waiting)]
-        await turns(2)
-        for task in accepting:
-            task.cancel()
-        await asyncio.wait(accepting)
+        await turns(2000)
+        assert connection.streams[0].id == 2 * 51 + 1
+        # The first one to accept is the first that is still there.
+        assert (await connection.accept_stream()).id == 2 * 51 + 1
         await connection.close()
+
+
+async def test_a_turn_of_a_cancelled_task_goes_to_the_next() -> None:
+    waiters = Waiters()
+    first, second = (asyncio.create_task(waiters.wait()) for _ in range(2))
+    await turns(1)
+    waiters.wake_one()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await second
+
+
+async def test_turns_are_given_in_order_and_to_all() -> None:
+    waiters = Waiters()
+    tasks = [asyncio.create_task(waiters.wait()) for _ in range(3)]
+    await turns(1)
+    waiters.wake_one()
+    await turns(2)
+    assert [task.done() for task in tasks] == [True, False, False]
+    waiters.wake_all()
+    await asyncio.gather(*tasks)
