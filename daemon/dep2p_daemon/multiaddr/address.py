@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from typing_extensions import override
 
-from dep2p_daemon.errors import MultiaddrError, ProtocolViolationError
+from dep2p_daemon.errors import MultiaddrError
 from dep2p_daemon.identity.peer_id import PeerId
 from dep2p_daemon.multiaddr import codes
-from dep2p_daemon.wire import varint
+from dep2p_daemon.multiaddr.component import Component, decode_component
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,33 +59,6 @@ _PRIVATE: Final = tuple(
 )
 _HOST_AND_PORT: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]{1,253}):(?P<port>\d{1,5})")
 _FORM: Final = "write it like /ip4/203.0.113.10/udp/4001/quic-v1"
-
-
-@dataclass(frozen=True, slots=True)
-class Component:
-    """A protocol and its value in binary; empty when the protocol has none."""
-
-    protocol: codes.Protocol
-    data: bytes
-
-    @property
-    def text(self) -> str:
-        """The value in text, "" when the protocol has none."""
-        return self.protocol.codec.to_text(self.data) if self.protocol.codec else ""
-
-    def encode(self) -> bytes:
-        """Return the binary form."""
-        code = varint.encode(self.protocol.code)
-        codec = self.protocol.codec
-        if codec is not None and codec.size == codes.VARIABLE:
-            return code + varint.encode_prefixed(self.data)
-        return code + self.data
-
-    @override
-    def __str__(self) -> str:
-        if self.protocol.is_path:
-            return f"/{self.protocol.name}{self.text}"
-        return f"/{self.protocol.name}/{self.text}" if self.data else f"/{self.protocol.name}"
 
 
 @dataclass(frozen=True, slots=True, repr=False, order=True)
@@ -151,7 +124,7 @@ class Multiaddr:
         while offset < len(data):
             if len(components) == MAX_COMPONENTS:
                 raise _too_many()
-            component, offset = _decode_component(data, offset)
+            component, offset = decode_component(data, offset)
             components.append(component)
             if component.protocol.is_path and offset < len(data):
                 raise MultiaddrError(
@@ -361,45 +334,6 @@ def _ip_text(host: str | IpAddress) -> str:
         return f"/ip4/{ip}"
     address, _, zone = str(ip).partition("%")
     return f"/ip6zone/{zone}/ip6/{address}" if zone else f"/ip6/{address}"
-
-
-def _decode_component(data: bytes, offset: int) -> tuple[Component, int]:
-    try:
-        code, offset = varint.decode(data, offset)
-    except ProtocolViolationError as error:
-        raise MultiaddrError(f"a multiaddr's protocol code: {error.message}") from error
-    protocol = codes.BY_CODE.get(code)
-    if protocol is None:
-        raise MultiaddrError(
-            f"a multiaddr has a component of unknown protocol code {code}",
-            reason="MULTIADDR_UNKNOWN_PROTOCOL",
-            component=code,
-        )
-    if protocol.codec is None:
-        return Component(protocol, b""), offset
-    if protocol.codec.size == codes.VARIABLE:
-        try:
-            value, offset = varint.decode_prefixed(data, offset, max_bytes=codes.MAX_VALUE_BYTES)
-        except ProtocolViolationError as error:
-            raise MultiaddrError(
-                f"the value of /{protocol.name} in a multiaddr: {error.message}",
-                component=protocol.name,
-            ) from error
-    else:
-        end = offset + protocol.codec.size
-        value, offset = data[offset:end], end
-        if end > len(data):
-            raise MultiaddrError(
-                f"the value of /{protocol.name} in a multiaddr is cut off",
-                component=protocol.name,
-            )
-    try:
-        protocol.codec.to_text(value)
-    except ValueError as error:
-        raise MultiaddrError(
-            f"the value of /{protocol.name} in a multiaddr {error}", component=protocol.name
-        ) from error
-    return Component(protocol, value), offset
 
 
 def _shown(text: str) -> str:
