@@ -8,7 +8,8 @@ ends its stream or its connection and nothing else.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
@@ -49,7 +50,10 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-DEFAULT_SETTINGS = SwarmSettings()
+DEFAULT_SETTINGS: Final = SwarmSettings()
+
+REFUSAL_LOG_INTERVAL: Final = 10.0
+"""Seconds between two log lines about refused connections; each tells how many there were."""
 
 
 class Swarm:
@@ -88,6 +92,8 @@ class Swarm:
         self._tasks = asyncio.TaskGroup()
         self._serving: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
+        self._refused = 0
+        self._refusal_logged = -REFUSAL_LOG_INTERVAL
         self._open = False
 
     # ------------------------------------------------------------------ life
@@ -408,12 +414,18 @@ class Swarm:
         self.events.publish(ConnectionClosed(connection, error))
 
     def _refuse(self, connection: Connection, code: CloseCode, reason: str) -> None:
-        _log.info(
-            "connection refused",
-            peer=str(connection.remote_peer),
-            address=str(connection.remote_address),
-            reason=reason,
-        )
+        now = time.monotonic()
+        self._refused += 1
+        # Who knocks without end must not fill the log.
+        if now - self._refusal_logged >= REFUSAL_LOG_INTERVAL:
+            _log.warning(
+                "connection refused",
+                peer=str(connection.remote_peer),
+                address=str(connection.remote_address),
+                reason=reason,
+                refused=self._refused,
+            )
+            self._refused, self._refusal_logged = 0, now
         self.spawn(connection.close(code, reason))
 
     async def _end_twin(self, connection: Connection) -> None:

@@ -44,9 +44,14 @@ class Names:
     def __init__(self, *addresses: Multiaddr, seconds: float = 0.0) -> None:
         self.addresses = addresses
         self.seconds = seconds
+        self.given_up = 0
 
     async def resolve(self, address: Multiaddr) -> tuple[Multiaddr, ...]:
-        await asyncio.sleep(self.seconds)
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
         return self.addresses
 
 
@@ -240,10 +245,21 @@ async def test_names_are_resolved_and_other_peers_addresses_left_out() -> None:
 
 
 @virtual_time
+async def test_a_names_addresses_must_fit_the_policy() -> None:
+    async with nodes(CIRCUIT, names=Names(CIRCUIT)) as made:
+        with pytest.raises(UnreachableError, match="no address of this peer"):
+            await made.here.dial(PEER, [NAME], policy=DialPolicy.DIRECT)
+        assert (await made.here.dial(PEER, [NAME])).path == "relayed"
+
+
+@virtual_time
 async def test_a_name_service_that_is_silent_does_not_hold_the_others_up() -> None:
-    async with nodes(TCP, names=Names(seconds=60.0)) as made:
+    names = Names(seconds=60.0)
+    async with nodes(TCP, names=names) as made:
         await made.here.dial(PEER, [NAME, TCP])
         assert made.network.dials == [(0.0, TCP)]
+        await asyncio.sleep(1.0)
+        assert names.given_up == 1
         await made.here.disconnect(PEER)
         error = await failure(made.here, [NAME])
         assert isinstance(error, DialTimeoutError)
@@ -347,9 +363,18 @@ async def test_a_relays_refusal_tells_more_than_silence() -> None:
         assert error.message.startswith("target peer not connected to relay; also tried")
         assert error.metadata["relay"] == "R"
         assert str(CIRCUIT) in error.metadata["addresses"]
-        # The peer may reserve any moment: no backoff for refusals.
+
+
+@virtual_time
+async def test_a_relays_refusal_is_asked_for_again_at_once() -> None:
+    async with nodes(CIRCUIT) as made:
         made.know(CIRCUIT)
+        made.network.failures[CIRCUIT] = RelayRefusedError("not yet", status=204)
         assert isinstance(await failure(made.here, []), RelayRefusedError)
+        assert isinstance(await failure(made.here, []), RelayRefusedError)
+        # The peer may reserve any moment.
+        made.network.failures.clear()
+        assert (await made.here.dial(PEER)).path == "relayed"
 
 
 @virtual_time

@@ -99,6 +99,16 @@ def test_a_failure_starts_the_next_of_its_group_at_once() -> None:
     assert plan.deadline() == 0.5
 
 
+def test_a_failure_starts_the_next_while_others_run() -> None:
+    plan = DialPlan(SETTINGS)
+    plan.add(candidates(public=3), 0.0)
+    first, second = plan.due(0.0), plan.due(0.25)
+    assert first is not None
+    assert second is not None
+    plan.failed(first, 0.3)
+    assert plan.due(0.3) is not None
+
+
 def test_when_the_last_direct_attempt_fails_the_circuit_starts_at_once() -> None:
     plan = DialPlan(SETTINGS)
     plan.add(candidates(public=1, circuit=1), 0.0)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
+import structlog
 from tests.memory_nodes import CIRCUIT, KEYS, RELAY, address_of, connected, peer, swarms
 from tests.memory_transport import MemoryConnection, MemoryNetwork
 from tests.virtual_time import virtual_time
@@ -337,6 +339,17 @@ async def test_simultaneous_dials_leave_one_connection_the_smaller_clients() -> 
 
 
 @virtual_time
+async def test_a_dial_that_lost_its_race_returns_the_survivor() -> None:
+    network = MemoryNetwork(latency={address_of(0): 0.2, address_of(1): 0.1})
+    async with swarms(network=network) as (small, large):
+        _, dialled = await asyncio.gather(
+            small.dial(peer(1), [address_of(1)]), large.dial(peer(0), [address_of(0)])
+        )
+        assert dialled.direction is Direction.INBOUND
+        assert len(large.connections()) == 2
+
+
+@virtual_time
 async def test_a_twin_with_streams_is_not_closed_under_them() -> None:
     network = MemoryNetwork(latency={address_of(0): 0.1, address_of(1): 0.1})
     async with swarms(network=network) as (small, large):
@@ -407,6 +420,25 @@ async def test_leaving_tells_the_peers_and_cancels_handlers() -> None:
 
 
 @virtual_time
+async def test_handlers_may_finish_after_their_connections_end() -> None:
+    finished: list[bool] = []
+
+    async def slow_to_end(stream: Stream) -> None:
+        with contextlib.suppress(ConnectionClosedError):
+            await stream.read()
+        await asyncio.sleep(2.0)
+        finished.append(True)
+
+    async with swarms() as (here, there):
+        there.set_handler(HELD, slow_to_end)
+        connection, _ = await connected(here, there)
+        await here.open_stream(peer(1), [HELD])
+        await connection.close()
+        await asyncio.sleep(3.0)
+        assert finished == [True]
+
+
+@virtual_time
 async def test_all_addresses_are_listened_on_or_none() -> None:
     async with swarms(1) as (here,):
         one, two = Multiaddr.for_tcp("203.0.113.1", 1), Multiaddr.for_tcp("203.0.113.1", 2)
@@ -430,3 +462,15 @@ async def test_address_changes_are_published_with_the_whole_set() -> None:
         expected = (Multiaddr.for_tcp("198.51.100.9", 4001), CIRCUIT, address_of(0))
         assert event == AddressesChanged(expected)
         assert here.own_addresses == expected
+
+
+@virtual_time
+async def test_refusals_make_one_log_line_however_many_they_are() -> None:
+    async with swarms() as (here, there):
+        there.gate = lambda _connection: "NOT_ALLOWED"
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(20):
+                refused = await here.dial(peer(1), [address_of(1)], force_new=True)
+                await refused.wait_closed()
+        (line,) = [line for line in lines if line["event"] == "connection refused"]
+        assert line["reason"] == "NOT_ALLOWED"
