@@ -12,8 +12,13 @@ from dep2p_daemon.circuit.relay_server import RelayServer, RelayServerSettings
 from dep2p_daemon.circuit.transport import CircuitSettings, CircuitTransport
 from dep2p_daemon.events import EventBus
 from dep2p_daemon.identity.keys import PrivateKey
+from dep2p_daemon.protocols.identify import Identify
+from dep2p_daemon.quic.settings import QuicSettings
+from dep2p_daemon.quic.transport import QuicTransport
 from dep2p_daemon.swarm.peerstore import Peerstore
 from dep2p_daemon.swarm.swarm import Swarm
+from dep2p_daemon.tcp.settings import TcpSettings
+from dep2p_daemon.tcp.transport import TcpTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -92,6 +97,11 @@ def memory(network: MemoryNetwork) -> Transports:
     return lambda key: [network.transport(key)]
 
 
+def sockets(key: PrivateKey) -> list[AbstractAsyncContextManager[Transport]]:
+    """Nodes that meet over real QUIC and TCP."""
+    return [QuicTransport(key, QuicSettings()), TcpTransport(key, TcpSettings())]
+
+
 @asynccontextmanager
 async def node(
     transports: Transports,
@@ -100,8 +110,13 @@ async def node(
     relay: RelayServerSettings | None = None,
     client: RelayClientSettings | None = None,
     circuit: CircuitSettings | None = None,
+    identify: bool = False,
 ) -> AsyncIterator[Node]:
-    """Run a node that listens at `listen`, with a relay server where `relay` has settings."""
+    """Run a node that listens at `listen`, with a relay server where `relay` has settings.
+
+    With `identify` the nodes tell each other what they are, as daemons do; streams of protocols
+    that the other one listed are then opened without waiting for its consent.
+    """
     key, events = key or PrivateKey.generate(), EventBus()
     async with AsyncExitStack() as stack:
         seen = stack.enter_context(events.subscribe())
@@ -113,6 +128,8 @@ async def node(
         for transport in (circuits, *lower):
             swarm.add_transport(transport)
         swarm.set_handler(ECHO, echo)
+        if identify:
+            Identify(swarm).register()
         relays = await stack.enter_async_context(
             RelayClient(swarm, events, client, transport=circuits)
         )

@@ -137,6 +137,7 @@ class RelayClient:
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self._swarm.observe(self)
+        self._swarm.add_address_source(self.circuits_to)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -204,6 +205,18 @@ class RelayClient:
             )
         self._forget(relay)
         await self._swarm.disconnect(peer)
+
+    def circuits_to(self, peer: PeerId) -> tuple[Multiaddr, ...]:
+        """Return the addresses under which `peer` is reached if it uses a relay that we use too.
+
+        The swarm tries them for a peer that is dialled by its id alone.
+        """
+        return tuple(
+            address
+            for relay in self._relays.values()
+            if relay.peer != peer
+            for address in self._addresses(relay)[:1]
+        )
 
     # The swarm tells of connections (`SwarmObserver`).
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.circuit_nodes import ECHO, Node, Transports, node, talk
+from tests.circuit_nodes import ECHO, Node, node, sockets, talk
 
 from dep2p_daemon.circuit.admission import AdmissionLimits
 from dep2p_daemon.circuit.events import (
@@ -24,28 +24,16 @@ from dep2p_daemon.circuit.relay_server import RelayServerSettings
 from dep2p_daemon.errors import ConnectionClosedError, RelayRefusedError, StreamResetError
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
-from dep2p_daemon.quic.settings import QuicSettings
-from dep2p_daemon.quic.transport import QuicTransport
-from dep2p_daemon.tcp.settings import TcpSettings
-from dep2p_daemon.tcp.transport import TcpTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from contextlib import AbstractAsyncContextManager
 
-    from dep2p_daemon.muxed import Stream, Transport
+    from dep2p_daemon.muxed import Stream
 
 ANY = {
     "quic": Multiaddr.parse("/ip4/127.0.0.1/udp/0/quic-v1"),
     "tcp": Multiaddr.parse("/ip4/127.0.0.1/tcp/0"),
 }
-
-
-def sockets(key: PrivateKey) -> list[AbstractAsyncContextManager[Transport]]:
-    return [QuicTransport(key, QuicSettings()), TcpTransport(key, TcpSettings())]
-
-
-SOCKETS: Transports = sockets
 
 
 @dataclass
@@ -58,10 +46,11 @@ class Three:
 @asynccontextmanager
 async def three(wire: str, **settings: Any) -> AsyncIterator[Three]:
     """A relay, a listener with a reservation and a dialler; they meet over `wire`."""
+    relaying = RelayServerSettings(**settings)
     async with (
-        node(SOCKETS, ANY[wire], relay=RelayServerSettings(**settings)) as relay,
-        node(SOCKETS) as listener,
-        node(SOCKETS) as dialler,
+        node(sockets, ANY[wire], relay=relaying, identify=True) as relay,
+        node(sockets, identify=True) as listener,
+        node(sockets, identify=True) as dialler,
     ):
         await listener.client.connect(relay.address)
         yield Three(relay, listener, dialler)
@@ -230,14 +219,14 @@ async def test_a_reservation_is_refreshed_before_it_ends(wire: str) -> None:
 @wires
 async def test_a_relay_that_restarts_is_reserved_at_again(wire: str) -> None:
     key = PrivateKey.generate()
-    async with node(SOCKETS) as listener, node(SOCKETS) as dialler:
-        async with node(SOCKETS, ANY[wire], key=key, relay=RelayServerSettings()) as relay:
+    async with node(sockets) as listener, node(sockets) as dialler:
+        async with node(sockets, ANY[wire], key=key, relay=RelayServerSettings()) as relay:
             await listener.client.connect(relay.address)
             address = relay.address
             assert await talk(dialler, listener, b"before", through=relay) == b"before"
         listener.so_far(RelayChanged)
         async with node(
-            SOCKETS, address.without_peer_id(), key=key, relay=RelayServerSettings()
+            sockets, address.without_peer_id(), key=key, relay=RelayServerSettings()
         ) as relay:
             await listener.next(
                 RelayChanged, lambda event: event.status.state is RelayState.RESERVED
@@ -247,9 +236,9 @@ async def test_a_relay_that_restarts_is_reserved_at_again(wire: str) -> None:
 
 async def test_a_relay_may_be_reached_over_quic_by_one_and_over_tcp_by_the_other() -> None:
     async with (
-        node(SOCKETS, ANY["quic"], ANY["tcp"], relay=RelayServerSettings()) as relay,
-        node(SOCKETS) as listener,
-        node(SOCKETS) as dialler,
+        node(sockets, ANY["quic"], ANY["tcp"], relay=RelayServerSettings()) as relay,
+        node(sockets) as listener,
+        node(sockets) as dialler,
     ):
         quic, tcp = relay.addresses
         status = await listener.client.connect(quic)

@@ -374,6 +374,28 @@ async def test_addresses_that_cannot_be_a_relays_are_refused_with_the_right_form
 
 
 @virtual_time
+async def test_a_peer_that_uses_the_same_relay_is_reached_by_its_id_alone() -> None:
+    network = MemoryNetwork()
+    async with (
+        relay_on(network) as relay,
+        node(memory(network)) as one,
+        node(memory(network)) as other,
+    ):
+        await other.client.connect(FULL)
+        with pytest.raises(UnreachableError):
+            await one.swarm.dial(other.peer)
+        await one.client.connect(FULL)
+        connection = await one.swarm.dial(other.peer)
+        assert connection.relay == RELAY
+        assert one.client.circuits_to(RELAY) == ()
+        with pytest.raises(RelayRefusedError, match="target peer not connected to relay"):
+            await one.swarm.dial(FOREIGN.peer_id)
+        await one.client.disconnect(RELAY)
+        assert one.client.circuits_to(other.peer) == ()
+        assert relay.relay.reservations
+
+
+@virtual_time
 async def test_the_number_of_relays_is_bounded() -> None:
     network = MemoryNetwork()
     settings = RelayClientSettings(max_relays=2)
