@@ -114,9 +114,9 @@ class Daemon:
         self.peerstore = await stack.enter_async_context(Peerstore(config.peerstore_path))
         resolver = Resolver()
         quic = await stack.enter_async_context(
-            QuicTransport(self.key, QuicSettings(max_connections=config.limits.max_connections))
+            QuicTransport(self.key, quic_settings(config.limits))
         )
-        tcp = await stack.enter_async_context(TcpTransport(self.key, TcpSettings()))
+        tcp = await stack.enter_async_context(TcpTransport(self.key, tcp_settings(config.limits)))
         self.swarm = await stack.enter_async_context(
             Swarm(
                 key=self.key,
@@ -193,6 +193,20 @@ class Daemon:
         """Wait for `request_stop`, and return its reason."""
         await self._stop_requested.wait()
         return self.stop_reason
+
+
+def quic_settings(limits: LimitsSection) -> QuicSettings:
+    """Return the QUIC transport's settings for the configured limits."""
+    return QuicSettings(
+        max_connections=limits.max_connections,
+        max_inbound_streams=limits.max_inbound_streams_per_connection,
+        receive_memory=limits.receive_memory,
+    )
+
+
+def tcp_settings(limits: LimitsSection) -> TcpSettings:
+    """Return the TCP transport's settings for the configured limits."""
+    return TcpSettings(receive_memory=limits.receive_memory)
 
 
 def swarm_settings(limits: LimitsSection) -> SwarmSettings:

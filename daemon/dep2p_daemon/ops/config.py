@@ -146,6 +146,12 @@ class LimitsSection(Section):
     max_inbound_streams_per_connection: int = Field(
         default=256, ge=1, description="The same on one connection."
     )
+    receive_memory: Bytes = Field(
+        default=256 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bytes that arrived and that nobody has read yet, on all QUIC connections, and "
+        "as much on all TCP ones; beyond it the worst is closed.",
+    )
 
 
 class PerfSection(Section):

@@ -8,7 +8,12 @@ import pytest
 
 from dep2p_daemon.circuit.admission import AdmissionLimits
 from dep2p_daemon.circuit.relay_server import RelayServerSettings
-from dep2p_daemon.daemon import relay_server_settings, swarm_settings
+from dep2p_daemon.daemon import (
+    quic_settings,
+    relay_server_settings,
+    swarm_settings,
+    tcp_settings,
+)
 from dep2p_daemon.errors import ConfigError
 from dep2p_daemon.ops.config import (
     Config,
@@ -20,7 +25,9 @@ from dep2p_daemon.ops.config import (
 )
 from dep2p_daemon.ops.config_load import default_file, fields, load_config
 from dep2p_daemon.ops.config_text import to_toml
+from dep2p_daemon.quic.settings import QuicSettings
 from dep2p_daemon.swarm.settings import SwarmSettings
+from dep2p_daemon.tcp.settings import TcpSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -243,6 +250,8 @@ def test_every_key_has_a_description_and_a_line_in_show(file: Path) -> None:
 def test_the_defaults_are_those_of_the_rooms() -> None:
     config = Config()
     assert swarm_settings(config.limits) == SwarmSettings()
+    assert quic_settings(config.limits) == QuicSettings()
+    assert tcp_settings(config.limits) == TcpSettings()
     usual = RelayServerSettings()
     ours = relay_server_settings(config.relay_server)
     assert dataclasses.replace(ours, access=usual.access) == usual
@@ -259,7 +268,13 @@ def test_every_cap_of_the_relay_can_be_set() -> None:
     assert (settings.circuit_duration, settings.circuit_data) == (3, 4)
 
 
-def test_every_limit_reaches_the_swarm() -> None:
-    section = LimitsSection.model_validate(dict.fromkeys(LimitsSection.model_fields, 9))
+def test_every_limit_reaches_its_room() -> None:
+    values = {name: 2**20 + number for number, name in enumerate(LimitsSection.model_fields)}
+    section = LimitsSection.model_validate(values)
+    memory = values.pop("receive_memory")
     settings = swarm_settings(section)
-    assert {name: getattr(settings, name) for name in section.model_dump()} == section.model_dump()
+    assert {name: getattr(settings, name) for name in values} == values
+    quic = quic_settings(section)
+    assert quic.max_connections == values["max_connections"]
+    assert quic.max_inbound_streams == values["max_inbound_streams_per_connection"]
+    assert quic.receive_memory == tcp_settings(section).receive_memory == memory
