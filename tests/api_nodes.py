@@ -34,11 +34,9 @@ def short_directory() -> Path:
 
 def config_in(directory: Path, *, node: dict[str, Any] | None = None, **sections: Any) -> Config:
     """A configuration that listens on loopback and keeps everything in `directory`."""
-    return Config(
-        socket=directory / "s",
-        node={"data_dir": directory / "data", "listen": LISTEN, **(node or {})},
-        **sections,
-    )
+    own = {"data_dir": directory / "data", "listen": LISTEN, **(node or {})}
+    values: dict[str, Any] = {"socket": directory / "s", "node": own, **sections}
+    return Config(**values)
 
 
 @dataclass
@@ -111,12 +109,6 @@ class Inbound:
     async def next(self) -> Stream:
         """The next stream that a peer opened."""
         return await self.streams.get()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what no event tells; the test's timeout is the deadline."""
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
 
 
 async def read_all(stream: Stream) -> bytes:

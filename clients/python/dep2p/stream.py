@@ -176,6 +176,11 @@ class Stream:
             await self._send(self._request(data=bytes(view[start : start + WRITE_CHUNK])))
 
     async def _send(self, message: Message) -> None:
+        if not await self._sent(message):
+            raise _ended()
+
+    async def _sent(self, message: Message) -> bool:
+        """Send, or raise why not; False when the call has ended well and takes no more."""
         if self._error is not None:
             raise self._error
         try:
@@ -188,7 +193,10 @@ class Stream:
             # daemon has sent: not more than it had under way, since the call is over.
             while self._error is None and not self._call_ended:
                 await self._receive()
-            raise self._error or _ended() from None
+            if self._error is not None:
+                raise self._error from None
+            return False
+        return True
 
     async def close_write(self) -> None:
         """Half-close: the peer reads its end after all that was written. Idempotent."""
@@ -249,7 +257,8 @@ class Stream:
         """Say that both halves are closed, and drop what still comes until the call ends."""
         await self.close_write()
         if not self._peer_ended:
-            await self._send(self._request(stop_reading=stream_service_pb2.StopReading()))
+            # The peer's end may be on its way, and with it the call's.
+            await self._sent(self._request(stop_reading=stream_service_pb2.StopReading()))
         await self._call.done_writing()
         while self._error is None and not self._call_ended:
             self._buffer.clear()

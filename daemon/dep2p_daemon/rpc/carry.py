@@ -24,7 +24,7 @@ from dep2p.v1 import stream_service_pb2
 from dep2p_daemon.errors import Dep2pError, InvalidArgumentError, StreamResetError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable
 
     from dep2p_daemon.muxed import Stream
     from dep2p_daemon.rpc.interceptors import Context
@@ -70,8 +70,8 @@ class Carrier:
         """Carry until both halves are closed; raises why it ended earlier."""
         try:
             async with self._tasks as tasks:
-                self._down = tasks.create_task(self._until_error(self._to_program()))
-                up = tasks.create_task(self._until_error(self._to_peer()))
+                self._down = tasks.create_task(self._until_error(self._to_program))
+                up = tasks.create_task(self._until_error(self._to_peer))
                 await self._ended.wait()
                 up.cancel()
                 self._down.cancel()
@@ -86,9 +86,9 @@ class Carrier:
         if self._error is not None:
             raise self._error
 
-    async def _until_error(self, direction: Coroutine[Any, Any, None]) -> None:
+    async def _until_error(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await direction
+            await work()
         except (Dep2pError, grpc.aio.BaseError) as error:
             if self._error is None:
                 self._error = error
@@ -118,6 +118,9 @@ class Carrier:
         # only the end of the call may do that.
         async with self._writing:
             await self._context.write(message)
+
+    async def _respond_nothing(self) -> None:
+        await self._respond(self._response(data=b""))
 
     async def _to_peer(self) -> None:
         while True:
@@ -195,8 +198,7 @@ class Carrier:
         would make a truncated stream look complete to the peer. Writing tells them apart: on a
         broken call it fails at once, so one that waits is on a call that lives.
         """
-        probe = self._respond(self._response(data=b""))
-        self._probe = self._tasks.create_task(self._until_error(probe))
+        self._probe = self._tasks.create_task(self._until_error(self._respond_nothing))
         await asyncio.wait((self._probe,), timeout=PROBE_SECONDS)
         if isinstance(self._error, grpc.aio.BaseError):
             raise self._error

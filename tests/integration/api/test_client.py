@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from tests.api_nodes import api_nodes, short_directory
+from typing_extensions import override
 
 import dep2p
 from dep2p.v1 import stream_service_pb2, stream_service_pb2_grpc
@@ -100,6 +101,7 @@ class FakeDaemon(stream_service_pb2_grpc.StreamServiceServicer):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.server.stop(None)
 
+    @override
     async def OpenStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[object], context: Any
     ) -> None:
@@ -111,9 +113,11 @@ class FakeDaemon(stream_service_pb2_grpc.StreamServiceServicer):
             await context.write(stream_service_pb2.OpenStreamResponse(opened=opened))
         await asyncio.Event().wait()  # and never reads
 
+    @override
     def Listen(self, request: object, context: object) -> Any:
         raise NotImplementedError
 
+    @override
     def AcceptStream(self, request_iterator: object, context: object) -> Any:
         raise NotImplementedError
 

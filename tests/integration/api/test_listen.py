@@ -7,7 +7,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.api_nodes import ApiNode, Inbound, api_nodes, until
+from tests.api_nodes import ApiNode, Inbound, api_nodes
+from tests.waiting import until
 
 import dep2p
 from dep2p_daemon.errors import StreamResetError

@@ -7,11 +7,13 @@ import contextlib
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from tests.api_nodes import TRANSPORTS, ApiNode, Inbound, api_nodes, read_all, until
+from tests.api_nodes import TRANSPORTS, ApiNode, Inbound, api_nodes, read_all
+from tests.waiting import until
 
 import dep2p
 from dep2p.v1 import stream_service_pb2, stream_service_pb2_grpc
@@ -460,6 +462,10 @@ async def test_a_lost_connection_is_told(pair: tuple[ApiNode, ApiNode]) -> None:
         await stream.aclose()
 
 
+def is_idle(node: ApiNode) -> bool:
+    return not node.daemon.swarm.connections()[0].streams
+
+
 async def test_nothing_of_a_stream_is_left_when_it_has_ended(
     pair: tuple[ApiNode, ApiNode],
 ) -> None:
@@ -469,7 +475,6 @@ async def test_nothing_of_a_stream_is_left_when_it_has_ended(
             await stream.write(b"x")
             await stream.read()
     for node in (a, b):
-        connection = node.daemon.swarm.connections()[0]
-        await until(lambda connection=connection: not connection.streams)
+        await until(partial(is_idle, node))
         assert (await node.client.get_node()).stream_count == 0
         assert node.server._running.count == 0
