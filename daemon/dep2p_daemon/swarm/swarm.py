@@ -133,11 +133,14 @@ class Swarm:
         self._observers.append(observer)
 
     async def _close_all(self) -> None:
-        await asyncio.gather(*(listener.close() for listener in self._listeners))
-        connections = self._table.all()
-        await asyncio.gather(
-            *(c.close(CloseCode.SHUTDOWN, "the node is stopping") for c in connections)
-        )
+        closing = [listener.close() for listener in self._listeners]
+        closing += [
+            connection.close(CloseCode.SHUTDOWN, "the node is stopping")
+            for connection in self._table.all()
+        ]
+        for result in await asyncio.gather(*closing, return_exceptions=True):
+            if isinstance(result, Exception):
+                _log.error("something did not close", error=repr(result))
         if self._serving:
             await asyncio.wait(self._serving)
 
