@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from typing import TYPE_CHECKING
+
+# gRPC's core would tell on standard error that a daemon ended; the client raises it anyway.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from texts import LANGUAGES, Speaker, default_language
 
@@ -28,12 +32,11 @@ MESSAGE = "Hello via Relay!"
 MAX_MESSAGE_BYTES = 1024 * 1024
 
 
-async def start(node: dep2p.Node, relay: str, say: Speaker) -> str:
-    """Reserve a slot at the relay; returns this node's id."""
+async def start(node: dep2p.Node, say: Speaker) -> str:
+    """Tell who this node is; returns its id."""
     peer_id = (await node.get_node()).peer_id
     say("node", peer_id=peer_id)
     say("connecting")
-    say("connected", relay=(await node.connect_relay(relay)).peer_id)
     return peer_id
 
 
@@ -41,7 +44,9 @@ async def listen(
     node: dep2p.Node, relay: str, say: Speaker, ready: Callable[[], object] = lambda: None
 ) -> None:
     """Answer every peer that comes through the relay, until cancelled."""
-    peer_id = await start(node, relay, say)
+    peer_id = await start(node, say)
+    # A reservation: it is what lets others reach this node through the relay.
+    say("connected", relay=(await node.connect_relay(relay)).peer_id)
     async with node.listen(PROTOCOL) as listener, asyncio.TaskGroup() as group:
         say("listening")
         say("to_connect", peer_id=peer_id, relay=relay)
@@ -70,7 +75,8 @@ async def answer(stream: dep2p.Stream, say: Speaker) -> None:
 
 async def dial(node: dep2p.Node, relay: str, target: str, say: Speaker) -> None:
     """Reach `target` through the relay, say hello and check the answer."""
-    await start(node, relay, say)
+    await start(node, say)
+    say("connected", relay=(await node.dial(relay)).peer_id)
     say("dialling", target=target)
     connection = await node.dial(f"{relay}/p2p-circuit/p2p/{target}", policy="relayed")
     say("circuit", path=say.text("relayed" if connection.path == PATH_RELAYED else "direct"))

@@ -67,7 +67,7 @@ TEXTS = {
         "🚀 The relay is running.\n\nNode ID: {peer_id}\n\nListening on:\n{listening}\n\n"
         "The address that clients use:\n  {address}\n\n⚡ The relay waits for clients.",
         "🚀 Relay 服务器启动成功！\n\n节点 ID: {peer_id}\n\n监听地址:\n{listening}\n\n"
-        "公网访问地址（客户端使用此地址）:\n  {address}\n\n⚡ Relay 服务已就绪，等待客户端连接...",
+        "访问地址（客户端使用此地址）:\n  {address}\n\n⚡ Relay 服务已就绪，等待客户端连接...",
     ),
     "step_listen": (
         "── 2. The listener ──",

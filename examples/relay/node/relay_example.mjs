@@ -63,13 +63,17 @@ async function start (daemon) {
   const { peer_id: peerId } = await call(daemon.node, 'GetNode', {})
   say(`🚀 The node is running.\n   Node ID: ${peerId}`, `🚀 节点启动成功！\n   节点 ID: ${peerId}`)
   say('📡 Connecting to the relay...', '📡 正在连接到 Relay 服务器...')
-  const relay = await call(daemon.relays, 'ConnectRelay', { address: options.relay })
-  say(`✅ Connected to the relay: ${relay.peer_id}`, `✅ 已连接到 Relay: ${relay.peer_id}`)
   return peerId
+}
+
+function connected ({ peer_id: relay }) {
+  say(`✅ Connected to the relay: ${relay}`, `✅ 已连接到 Relay: ${relay}`)
 }
 
 async function listen (daemon) {
   const peerId = await start(daemon)
+  // A reservation: it is what lets others reach this node through the relay.
+  connected(await call(daemon.relays, 'ConnectRelay', { address: options.relay }))
   for await (const response of daemon.streams.Listen({ protocol: PROTOCOL })) {
     if (response.message === 'listening') {
       say('🔊 Listening: other nodes can connect through the relay.', '🔊 监听模式已启动，等待其他节点通过 Relay 连接...')
@@ -92,7 +96,7 @@ async function answer (daemon, { offer_id: offerId, stream: { connection } }) {
       received.push(response.data)
       if (!stream.write({ data: response.data })) await new Promise(resolve => stream.once('drain', resolve))
     } else if (response.message === 'end') {
-      stream.end()
+      stream.write({ end: {} })
     }
   }
   const text = Buffer.concat(received).toString()
@@ -101,6 +105,7 @@ async function answer (daemon, { offer_id: offerId, stream: { connection } }) {
 
 async function dial (daemon) {
   await start(daemon)
+  connected((await call(daemon.peers, 'Dial', { peer: options.relay })).connection)
   say(`🔍 Connecting to the target through the relay...\n   Target: ${options.target}`,
     `🔍 正在通过 Relay 连接到目标节点...\n   目标节点: ${options.target}`)
   const address = `${options.relay}/p2p-circuit/p2p/${options.target}`
