@@ -18,7 +18,7 @@ _CONNECT: Final[dict[int, tuple[str, str]]] = {
     Status.NO_RESERVATION: (
         "target peer not connected to relay: {target} holds no reservation at the relay {relay}",
         "check that the listening node runs `dep2pctl relay connect <relay>` with this relay's "
-        "address and that its `dep2pctl relay list` shows RESERVED",
+        "address and that its `dep2pctl relay list` shows reserved",
     ),
     Status.PERMISSION_DENIED: (
         "the relay {relay} does not allow us a circuit to {target}",
