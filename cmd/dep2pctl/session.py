@@ -15,7 +15,7 @@ from dep2pctl.exit_codes import ExitCode, exit_code_of
 from dep2pctl.output import write_error, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
 
@@ -63,20 +63,19 @@ class Session:
 
         try:
             asyncio.run(run())
-        except dep2p.Dep2pError as error:
-            self.fail(error)
-        except BaseExceptionGroup as group:
-            # From a TaskGroup: the first of ours says it; anything else is a defect to be seen.
-            ours = group.subgroup(dep2p.Dep2pError)
-            if ours is None:
-                raise
-            self.fail(_first(ours))
         except KeyboardInterrupt:
             sys.exit(ExitCode.INTERRUPTED)
-        except BrokenPipeError:
-            # Whoever read our output has enough (`| head`): that is no failure of ours.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(ExitCode.DONE)
+        except Exception as raised:
+            # A TaskGroup wraps what ended it.
+            causes = list(_causes(raised))
+            for error in causes:
+                if isinstance(error, dep2p.Dep2pError):
+                    self.fail(error)
+            if any(isinstance(error, BrokenPipeError) for error in causes):
+                # Whoever read our output has enough (`| head`): that is no failure of ours.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(ExitCode.DONE)
+            raise
 
     def fail(self, error: dep2p.Dep2pError) -> NoReturn:
         """Tell of the error and end with its exit code."""
@@ -85,12 +84,12 @@ class Session:
         sys.exit(code)
 
 
-def _first(group: BaseExceptionGroup[dep2p.Dep2pError]) -> dep2p.Dep2pError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, dep2p.Dep2pError)
-    return error
+def _causes(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _causes(inner)
+    else:
+        yield error
 
 
 pass_session = click.make_pass_decorator(Session)

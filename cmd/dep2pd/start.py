@@ -16,6 +16,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 from dep2p_daemon.errors import ConfigError, Dep2pError
 from dep2p_daemon.ops.config_load import load_config
 from dep2p_daemon.ops.logging import configure_logging
+from dep2p_daemon.ops.open_files import raise_open_files_limit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -78,12 +79,28 @@ def run_daemon(
     # Here, so that wrong flags are told before the libraries are loaded.
     from dep2pd.serve import serve
 
+    _make_room(config)
     try:
         asyncio.run(serve(config, console))
     except Exception as error:
         _explain(program, config, error)
         return EXIT_FAILED
     return EXIT_DONE
+
+
+def _make_room(config: Config) -> None:
+    """Raise the limit of open files, and say when it stays too low."""
+    import structlog
+
+    room = raise_open_files_limit(config.limits.max_connections)
+    if room < config.limits.max_connections:
+        structlog.get_logger(__name__).warning(
+            "the limit of open files is too low for all connections",
+            max_connections=config.limits.max_connections,
+            room=room,
+            remedy="raise it (ulimit -Hn, LimitNOFILE= of the service), or lower "
+            "limits.max_connections",
+        )
 
 
 def _explain(program: str, config: Config, error: Exception) -> None:

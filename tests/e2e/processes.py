@@ -106,6 +106,8 @@ class Daemon:
         self.program = "dep2pd"
         self.listen = "127.0.0.1"
         self.env: dict[str, str] = {}
+        self.config = ""
+        """Text of its configuration file, written at each start."""
         self.peer_id = ""
         self.addresses: list[str] = []
         """As the ready line gave them: full multiaddrs with /p2p."""
@@ -133,6 +135,9 @@ class Daemon:
     async def launch(self) -> None:
         """Start the process without waiting for anything."""
         self.lines, self.unstructured, self.output = [], [], []
+        # Also when empty: the default configuration file of this machine takes no part.
+        config = self.directory / "dep2pd.toml"
+        config.write_text(self.config)
         flags = [
             f"--data-dir={self.data_dir}",
             f"--socket={self.socket}",
@@ -151,8 +156,7 @@ class Daemon:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            # No default configuration file of this machine takes part.
-            env=environment(XDG_CONFIG_HOME=str(self.directory), **self.env),
+            env=environment(DEP2P_CONFIG=str(config), **self.env),
         )
         assert self._process.stderr is not None
         assert self._process.stdout is not None

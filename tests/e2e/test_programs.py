@@ -137,6 +137,19 @@ async def test_a_stream_carries_any_bytes_both_ways(relayed: Trio) -> None:
     assert done.stdout == ALL_BYTES
 
 
+async def test_a_reader_that_has_enough_ends_a_stream_quietly(relayed: Trio) -> None:
+    async with relayed.dialler.ctl_running("stream", relayed.listener.peer_id, ECHO) as streaming:
+        assert streaming.stdin is not None
+        assert streaming.stdout is not None
+        streaming.stdin.write(b"x" * 100)
+        assert await streaming.stdout.readexactly(100)
+        streaming.stdout._transport.close()  # type: ignore[attr-defined]  # a closed pipe
+        streaming.stdin.write(b"y" * 100)
+        assert await asyncio.wait_for(streaming.wait(), 20) == 0
+        assert streaming.stderr is not None
+        assert await streaming.stderr.read() == b""
+
+
 async def test_two_shells_talk_through_listen_and_stream(relayed: Trio) -> None:
     protocol = "/test/talk/1.0.0"
     async with relayed.listener.ctl_running("listen", protocol) as listening:
@@ -242,7 +255,7 @@ async def test_perf_measures_when_the_peer_serves_it(relayed: Trio) -> None:
     assert refused.code == 1
     assert "hint: " in refused.stderr
     server = relayed.start.prepare("perf")
-    server.env = {"DEP2P_PERF__ENABLED": "true"}
+    server.config = "[perf]\nenabled = true\n"
     await server.start()
     done = await relayed.dialler.ctl(
         "-o", "json", "perf", server.address(), "--upload=2MB", "--download=1MB"

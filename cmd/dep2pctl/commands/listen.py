@@ -78,6 +78,7 @@ def listen(
             "--exec lets peers run a program of yours: say who may, with --allow PEER, "
             "or --allow-any"
         )
+    program = None if command is None else Program(_words(command))
     notices = Notices(session, err=not echo and command is None)
 
     async def work(node: dep2p.Node) -> None:
@@ -85,11 +86,11 @@ def listen(
             notices.listening(protocol)
             if echo:
                 await serve_all(listener, echo_back, notices, max_streams)
-            elif command is not None:
-                await serve_all(listener, Program(shlex.split(command)), notices, max_streams)
+            elif program is not None:
+                await serve_all(listener, program, notices, max_streams)
             else:
                 first = await anext(listener, None)
-        if echo or command is not None or first is None:
+        if echo or program is not None or first is None:
             raise dep2p.DaemonStoppingError(
                 "the daemon stopped serving the protocol", remedy="look at the daemon's log"
             )
@@ -98,6 +99,17 @@ def listen(
             await carry(first, StandardInput(), StandardOutput(), leave_at_end=sys.stdin.isatty())
 
     session.run(work)
+
+
+def _words(command: str) -> list[str]:
+    """Split a command as a shell would."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise click.UsageError(f"--exec {command!r}: {error}") from None
+    if not words:
+        raise click.UsageError("--exec is empty")
+    return words
 
 
 class Traffic:
@@ -198,8 +210,6 @@ class Program:
     """Serves a stream with a program: its exit code decides between a close and a reset."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        if not command:
-            raise click.UsageError("--exec is empty")
         self._command = command
 
     async def __call__(self, stream: dep2p.Stream, traffic: Traffic) -> None:

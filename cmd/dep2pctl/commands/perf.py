@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import dep2p
 from dep2pctl.app import ApiCommand
 from dep2pctl.as_json import as_json
 from dep2pctl.output import byte_count, write_fields, write_json
-from dep2pctl.param_types import SIZE
+from dep2pctl.param_types import DURATION, SIZE
 from dep2pctl.session import Session, pass_session
 
 if TYPE_CHECKING:
-    import dep2p
     from dep2p.v1.peer_service_pb2 import MeasureThroughputResponse
 
 
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
 @click.argument("peer")
 @click.option("--upload", type=SIZE, default="100MB", help="Bytes to send first. [100MB]")
 @click.option("--download", type=SIZE, default="100MB", help="Bytes to receive then. [100MB]")
+@click.option("--timeout", type=DURATION, help="Give up after this time. [none]")
 @pass_session
-def perf(session: Session, peer: str, upload: float, download: float) -> None:
+def perf(
+    session: Session, peer: str, upload: float, download: float, timeout: float | None
+) -> None:
     """Measure the throughput to a peer.
 
     PEER is a peer id or an address; it is dialled if needed. It must serve it: `perf.enabled =
@@ -41,14 +45,24 @@ def perf(session: Session, peer: str, upload: float, download: float) -> None:
         reports = node.measure_throughput(
             peer, upload_bytes=int(upload), download_bytes=int(download)
         )
-        async for report in reports:
-            if session.json:
-                write_json(report_json(report), one_line=True)
-            elif report.final:
-                _progress("")
-                write_fields(report_fields(report))
-            else:
-                _progress(progress_text(report, upload, download))
+        done = 0
+        try:
+            async with asyncio.timeout(timeout):
+                async for report in reports:
+                    done = report.uploaded_bytes + report.downloaded_bytes
+                    if session.json:
+                        write_json(report_json(report), one_line=True)
+                    elif report.final:
+                        _progress("")
+                        write_fields(report_fields(report))
+                    else:
+                        _progress(progress_text(report, upload, download))
+        except TimeoutError:
+            raise dep2p.DeadlineError(
+                f"{byte_count(done)} in {timeout:g} s",
+                reason="DEADLINE_EXCEEDED",
+                remedy="give it more --timeout, or fewer bytes",
+            ) from None
 
     session.run(work)
 
