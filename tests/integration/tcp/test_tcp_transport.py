@@ -360,12 +360,13 @@ async def test_unread_comes_first() -> None:
 async def test_buffers_may_be_reused_after_write() -> None:
     async with connected() as (ours, theirs):
         stream, other = await stream_pair(ours, theirs)
-        buffer = bytearray(b"first")
+        buffer = bytearray(b"a" * 10_000)
         await stream.write(buffer)
-        buffer[:] = b"xxxxx"
+        await stream.write(memoryview(buffer))
+        buffer[:] = b"x" * 10_000
         await stream.write(memoryview(b"..second..")[2:-2])
         await stream.close_write()
-        assert await read_to_end(other) == b"firstsecond"
+        assert await read_to_end(other) == b"a" * 20_000 + b"second"
 
 
 async def test_stalled_reader_holds_little_and_blocks_nobody() -> None:
@@ -656,6 +657,15 @@ async def test_strange_bytes_close_their_connection_only(data: bytes) -> None:
         await listener.accept()
         assert len([entry for entry in logs if entry["log_level"] != "debug"]) == 0
         assert len(logs) <= 1
+
+
+async def test_long_handshake_message_is_refused_before_it_comes() -> None:
+    async with node() as bob:
+        listener = await bob.transport.listen(LOOPBACK)
+        with contextlib.closing(raw_socket(listener.addresses[0])) as stranger:
+            stranger.send(b"\x13/multistream/1.0.0\n\x07/noise\n\xff\xff")
+            answer = await read_until_closed(stranger)
+        assert answer == b"\x13/multistream/1.0.0\n\x07/noise\n"
 
 
 async def test_half_open_connections_are_capped() -> None:

@@ -558,6 +558,16 @@ def test_go_away_comes_after_the_data_and_ends_opening() -> None:
             session.open(0.0)
 
 
+def test_go_away_waits_for_data_that_takes_several_batches() -> None:
+    pair = Pair()
+    first, second = pair.open(), pair.open()
+    for stream in (first, second):
+        pair.client.write(stream, bytes(INITIAL_WINDOW))
+    pair.client.go_away(GoAwayCode.NORMAL)
+    kinds = [kind for kind, *_ in frames(wire(pair.client))]
+    assert kinds == [DATA] * (len(kinds) - 1) + [GO_AWAY]
+
+
 def test_streams_of_a_peer_that_was_told_to_stop_are_refused() -> None:
     pair = Pair()
     pair.server.go_away(GoAwayCode.NORMAL)
