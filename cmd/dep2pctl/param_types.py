@@ -11,8 +11,12 @@ from typing_extensions import override
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    Number = click.ParamType[float]
+else:
+    Number = click.ParamType  # not generic in older versions
 
-class _WithUnit(click.ParamType[float]):
+
+class _WithUnit(Number):
     """A number followed by a unit."""
 
     def __init__(self, name: str, units: Mapping[str, float], examples: str) -> None:
