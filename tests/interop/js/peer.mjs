@@ -9,10 +9,18 @@
 // Security is libp2p's own (TLS inside QUIC, Noise on TCP and on circuits); nothing is
 // switched off. Only the relay's limits are raised, by its configuration.
 
-import { createHash, randomBytes } from 'node:crypto'
+import { createHash, randomBytes, webcrypto } from 'node:crypto'
 import { createInterface } from 'node:readline'
 
-// libp2p of 2026 wants Node 22 for this one function of the language.
+// libp2p of 2026 is written for Node 22. What it uses of the language that Debian 12 and Ubuntu
+// 24.04 (Node 18) or Node 20 lack:
+globalThis.crypto ??= webcrypto
+globalThis.CustomEvent ??= class CustomEvent extends Event {
+  constructor (type, options = {}) {
+    super(type, options)
+    this.detail = options.detail ?? null
+  }
+}
 Promise.withResolvers ??= function () {
   let resolve, reject
   const promise = new this((res, rej) => { resolve = res; reject = rej })
