@@ -56,10 +56,9 @@ async def network(*names: str) -> AsyncIterator[list[Daemon]]:
         started: list[Daemon] = []
         for name in names:
             daemon = start.prepare(name, "--log-level=info")
-            config = daemon.directory / "dep2pd.toml"
-            config.write_text(RELAY if name == "relay" else PEER)
-            flags = ("--preset=relay",) if name == "relay" else ()
-            daemon.flags = (*daemon.flags, f"--config={config}", *flags)
+            daemon.config = RELAY if name == "relay" else PEER
+            if name == "relay":
+                daemon.flags = (*daemon.flags, "--preset=relay")
             await daemon.start()
             started.append(daemon)
         yield started
