@@ -47,11 +47,16 @@ class OurNode:
 
 @pytest.fixture
 async def ours() -> AsyncIterator[Callable[..., Awaitable[OurNode]]]:
-    """Start daemons by `await ours("name", "--flag")`; all of them end with the test."""
+    """Start daemons by `await ours("name", "--flag", section__key="value")`.
+
+    All of them end with the test.
+    """
     async with daemons() as start, contextlib.AsyncExitStack() as clients:
 
-        async def start_one(name: str, *flags: str) -> OurNode:
-            daemon = await start(name, *flags)
+        async def start_one(name: str, *flags: str, **settings: str) -> OurNode:
+            daemon = start.prepare(name, *flags)
+            daemon.env |= {f"DEP2P_{key.upper()}": value for key, value in settings.items()}
+            await daemon.start()
             node = await clients.enter_async_context(dep2p.connect(daemon.socket))
             return OurNode(daemon, node)
 

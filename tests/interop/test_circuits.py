@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 
 NOBODY = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+MEGABYTE = 1_000_000
 INNER_MUXER = "/yamux/1.0.0"
 
 
@@ -96,6 +97,29 @@ async def test_js_reserves_and_dials_through_our_relay(ours: StartOurs, transpor
             await dialer.call(
                 "dial", address=f"{relay.address(transport)}/p2p-circuit/p2p/{NOBODY}"
             )
+
+
+async def test_js_is_told_our_relays_limits_and_meets_them(ours: StartOurs, transport: str) -> None:
+    relay = await ours("relay", "--preset=relay", relay_server__circuit_data="1MB")
+    async with (
+        JsPeer(transports=[transport], reserve_at=relay.address(transport)) as listener,
+        JsPeer(transports=[transport], listen=False) as dialer,
+    ):
+        connection = await dialer.call("dial", address=listener.circuit_address(transport))
+        assert 0 < connection["limits"]["bytes"] <= MEGABYTE
+        await listener.call("serve", protocol=exchanges.SINK, behaviour="sink")
+        opened = {"peer_id": listener.peer_id, "protocol": exchanges.SINK}
+
+        stream = (await dialer.call("open", **opened))["stream"]
+        sent = await dialer.send_all(stream, MEGABYTE // 2)
+        await dialer.call("ended", stream=stream)
+        assert (await listener.served(exchanges.SINK))["sha256"] == sent["sent_sha256"]
+
+        stream = (await dialer.call("open", **opened))["stream"]
+        with pytest.raises(JsError):
+            await dialer.send_all(stream, MEGABYTE)
+        assert (await listener.served(exchanges.SINK))["ended"] != "end", "cut is not complete"
+        await dialer.event("connection:close", lambda event: event["peer_id"] == listener.peer_id)
 
 
 async def test_we_reserve_and_dial_through_a_js_relay(ours: StartOurs, transport: str) -> None:
