@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+NEVER = 1e6
+"""So that it is the signal that ends it, and not the time."""
+
+
 @pytest.fixture
 async def stop() -> AsyncIterator[StopRequest]:
     request = StopRequest()
@@ -35,6 +39,7 @@ async def test_the_first_signal_asks_and_the_second_ends_at_once(
         left.set()
 
     monkeypatch.setattr(serve, "leave_at_once", leave)
+    monkeypatch.setattr(serve, "STOP_SECONDS", NEVER)
     stop.on_request = lambda _reason: asked.set()
     os.kill(os.getpid(), signal.SIGTERM)
     await asked.wait()
@@ -66,6 +71,7 @@ async def test_a_signal_during_the_orderly_end_is_the_second(
     stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = asyncio.Event()
+    monkeypatch.setattr(serve, "STOP_SECONDS", NEVER)
     monkeypatch.setattr(serve, "leave_at_once", lambda _code: left.set())
     stop.begin()  # asked for by `dep2pctl stop`
     os.kill(os.getpid(), signal.SIGTERM)
