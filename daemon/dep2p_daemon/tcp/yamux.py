@@ -6,8 +6,9 @@ Flow:
     that are due, one of each stream in turn.
   - `deadline` says when `handle_timer` wants to be called: pings and lingering streams.
 
-Credit goes back to the peer by `consume` only. A window doubles while its reader takes half of
-it within two round trips: then the window is what limits the transfer.
+Credit goes back to the peer by `consume` only, half a window at a time. A window doubles while
+it is smaller than what its reader takes in two round trips: one on the way to us, and one of
+credit on its way back.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 YAMUX_PROTOCOL: Final = "/yamux/1.0.0"
 MAX_UNACKNOWLEDGED: Final = 256
 """Our streams that the peer has not acknowledged yet; the specification's ACK backlog."""
+MEASURE_PERIOD: Final = 0.02
+"""Seconds. Shorter looks at a reader see bursts: it empties its buffer, then waits."""
 MAX_PAYLOAD: Final = 65519 - HEADER_BYTES
 """Bytes of one frame that we send: with its header it fills one Noise frame."""
 
@@ -176,7 +179,6 @@ class YamuxSession:
         delta = stream.consumed + self._grow(stream, now)
         stream.consumed = 0
         stream.credit += delta
-        stream.epoch = now
         self._control += frame.encode(frame.WINDOW_UPDATE, 0, stream_id, delta)
 
     def go_away(self, code: GoAwayCode) -> None:
@@ -251,7 +253,14 @@ class YamuxSession:
     def _grow(self, stream: YamuxStreamState, now: float) -> int:
         """Return by how much the window grows, growing it."""
         settings = self._settings
-        if now - stream.epoch >= 2 * self._keepalive.base_rtt:
+        rtt = self._keepalive.base_rtt
+        stream.measured += stream.consumed
+        elapsed = now - stream.measured_since
+        if not rtt or elapsed < max(2 * rtt, MEASURE_PERIOD):
+            return 0
+        in_a_round_trip = stream.measured * rtt / elapsed
+        stream.measured, stream.measured_since = 0, now
+        if stream.window >= 2 * in_a_round_trip:
             return 0
         room = min(settings.max_window - stream.window, settings.max_window_growth - self._growth)
         growth = min(stream.window, room)

@@ -61,11 +61,12 @@ class YamuxStreamState:
         "acknowledged",
         "consumed",
         "credit",
-        "epoch",
         "fin_requested",
         "id",
         "ignored",
         "inbound",
+        "measured",
+        "measured_since",
         "queue",
         "queued",
         "ready",
@@ -91,8 +92,9 @@ class YamuxStreamState:
         """Bytes that the peer may still send."""
         self.consumed = 0
         """Bytes that were read since the last window update."""
-        self.epoch = now
-        """When the last window update was sent."""
+        self.measured = 0
+        """Bytes that were read since `measured_since`, in seconds."""
+        self.measured_since = now
         self.send_window = INITIAL_WINDOW
         """Bytes that we may still send."""
         self.queue: deque[Buffer] = deque()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BATCH = 256 * 1024
-RTT = 0.01
+RTT = 0.02
 
 
 def wire(session: YamuxSession) -> bytes:
@@ -291,12 +291,12 @@ def test_more_than_the_window_is_a_violation() -> None:
         pair.server.receive(encode(DATA, 0, stream, 1) + b"x", 0.0)
 
 
-def run_transfer(pair: Pair, stream: int, *, seconds_per_half_window: float) -> int:
+def run_transfer(pair: Pair, stream: int, *, seconds_per_window: float, rounds: int = 40) -> int:
     """Consume a lot; return the bytes that the client may have in flight at the end."""
-    for _ in range(40):
+    for _ in range(rounds):
         pair.client.write(stream, bytes(INITIAL_WINDOW))
         pair.pump()
-        pair.now += seconds_per_half_window
+        pair.now += seconds_per_window
         got = len(payload(pair.take_server_events(), stream))
         pair.server.consume(stream, got, pair.now)
         pair.pump()
@@ -308,26 +308,39 @@ def run_transfer(pair: Pair, stream: int, *, seconds_per_half_window: float) -> 
 def test_window_grows_while_its_reader_is_quick() -> None:
     pair = Pair(YamuxSettings(max_window=4 * INITIAL_WINDOW))
     pair.measure_rtt()
-    assert run_transfer(pair, pair.open(), seconds_per_half_window=RTT) == 4 * INITIAL_WINDOW
+    assert run_transfer(pair, pair.open(), seconds_per_window=RTT) == 4 * INITIAL_WINDOW
 
 
 def test_window_stays_with_a_slow_reader() -> None:
     pair = Pair(YamuxSettings(max_window=4 * INITIAL_WINDOW))
     pair.measure_rtt()
-    assert run_transfer(pair, pair.open(), seconds_per_half_window=3 * RTT) <= INITIAL_WINDOW
+    assert run_transfer(pair, pair.open(), seconds_per_window=3 * RTT) <= INITIAL_WINDOW
+
+
+def test_window_stays_when_the_reader_comes_in_bursts() -> None:
+    pair = Pair()
+    pair.measure_rtt()
+    stream = pair.open()
+    for _ in range(20):
+        # It takes all there is at once, but only every fourth round trip.
+        assert run_transfer(pair, stream, seconds_per_window=4 * RTT, rounds=1) <= INITIAL_WINDOW
+        got = len(payload(pair.take_server_events(), stream))
+        pair.server.consume(stream, got, pair.now)
+        pair.pump()
 
 
 def test_window_growth_is_bounded_for_all_streams_together() -> None:
     pair = Pair(YamuxSettings(max_window_growth=2 * INITIAL_WINDOW))
     pair.measure_rtt()
     first, second = pair.open(), pair.open()
-    assert run_transfer(pair, first, seconds_per_half_window=RTT) == 3 * INITIAL_WINDOW
-    assert run_transfer(pair, second, seconds_per_half_window=RTT) == INITIAL_WINDOW
+    assert run_transfer(pair, first, seconds_per_window=RTT) == 3 * INITIAL_WINDOW
+    assert run_transfer(pair, second, seconds_per_window=RTT) == INITIAL_WINDOW
     pair.server.reset(first)
     pair.pump()
     pair.server.consume(second, INITIAL_WINDOW, pair.now)
     pair.pump()
-    assert run_transfer(pair, second, seconds_per_half_window=RTT) == 3 * INITIAL_WINDOW
+    # Its writer has enough queued to fill any window all the time.
+    assert run_transfer(pair, second, seconds_per_window=RTT, rounds=16) == 3 * INITIAL_WINDOW
 
 
 def test_window_does_not_grow_when_memory_is_short() -> None:
@@ -338,11 +351,11 @@ def test_window_does_not_grow_when_memory_is_short() -> None:
     session.handle_timer(0.0)
     wire(session)
     session.receive(encode(PING, ACK, 0, 1) + encode(WINDOW_UPDATE, SYN, 1, 0), RTT)
-    session.consume(1, INITIAL_WINDOW, RTT)
-    assert frames(wire(session)) == [(WINDOW_UPDATE, 0, 1, 2 * INITIAL_WINDOW)]
+    session.consume(1, 2 * INITIAL_WINDOW, 4 * RTT)
+    assert frames(wire(session)) == [(WINDOW_UPDATE, 0, 1, 3 * INITIAL_WINDOW)]
     allowed = False
-    session.consume(1, 2 * INITIAL_WINDOW, RTT)
-    assert frames(wire(session)) == [(WINDOW_UPDATE, 0, 1, 2 * INITIAL_WINDOW)]
+    session.consume(1, 4 * INITIAL_WINDOW, 7 * RTT)
+    assert frames(wire(session)) == [(WINDOW_UPDATE, 0, 1, 4 * INITIAL_WINDOW)]
 
 
 def test_unread_bytes_take_their_credit_back() -> None:
