@@ -20,7 +20,7 @@ import structlog
 from dep2p_daemon.circuit.admission import AdmissionLimits
 from dep2p_daemon.circuit.relay_client import RelayClient
 from dep2p_daemon.circuit.relay_server import RelayServer, RelayServerSettings
-from dep2p_daemon.circuit.transport import CircuitTransport
+from dep2p_daemon.circuit.transport import CircuitSettings, CircuitTransport
 from dep2p_daemon.discovery import bootstrap
 from dep2p_daemon.discovery.dns import Resolver
 from dep2p_daemon.errors import ConfigError
@@ -126,7 +126,9 @@ class Daemon:
                 settings=swarm_settings(config.limits),
             )
         )
-        circuits = await stack.enter_async_context(CircuitTransport(self.swarm, self.key))
+        circuits = await stack.enter_async_context(
+            CircuitTransport(self.swarm, self.key, CircuitSettings(tcp=tcp_settings(config.limits)))
+        )
         for transport in (quic, tcp, circuits):
             self.swarm.add_transport(transport)
         self._register_protocols()

@@ -173,6 +173,30 @@ async def test_stop_waits_for_the_handlers_clean_up() -> None:
             await call
 
 
+async def test_idle_is_when_the_last_call_has_ended() -> None:
+    may_end = [asyncio.Event(), asyncio.Event()]
+    started = asyncio.Queue[asyncio.Event]()
+
+    async def slow(request: object, context: Context) -> bytes:
+        mine = may_end.pop()
+        await started.put(mine)
+        await mine.wait()
+        return b""
+
+    async with Rig(UNARY, slow) as rig:
+        calls = [rig.channel.unary_unary(UNARY)(b"x") for _ in range(2)]
+        first, second = await started.get(), await started.get()
+        idle = asyncio.create_task(rig.running.wait_idle())
+        first.set()
+        codes = [asyncio.ensure_future(call.code()) for call in calls]
+        await asyncio.wait(codes, return_when=asyncio.FIRST_COMPLETED)
+        assert rig.running.count == 1
+        assert not idle.done()
+        second.set()
+        await idle
+        await asyncio.wait(codes)
+
+
 async def test_a_new_call_while_stopping_is_told_so() -> None:
     async with Rig(UNARY, raising(UNARY, AssertionError)) as rig:
         rig.running.stop()

@@ -31,6 +31,9 @@ Proceed: TypeAlias = "Callable[[], Awaitable[Any]]"
 
 STOPPING: Final = "STOPPING"
 
+CANCEL_SECONDS: Final = 1.0
+"""For gRPC to cancel a handler whose call has broken; usually it takes microseconds."""
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Runs code around a handler, whichever of gRPC's four kinds it is.
@@ -83,7 +86,15 @@ async def _run(behavior: Callable[[Any, Context], Any], request: object, context
         return await result
     async with aclosing(result):
         async for response in result:
-            await context.write(response)
+            try:
+                await context.write(response)
+            except grpc.aio.AbortError:
+                raise
+            except grpc.aio.BaseError as error:
+                # The caller is gone, and gRPC is about to cancel this task. That must not hit the
+                # generator's clean-up, so it is waited for here.
+                await asyncio.sleep(CANCEL_SECONDS)
+                raise asyncio.CancelledError from error
     return None
 
 

@@ -71,6 +71,8 @@ async def test_streams_are_offered_and_accepted(pair: tuple[ApiNode, ApiNode]) -
                 assert (far.peer_id, far.protocol) == (a.peer_id, PROTOCOL)
                 assert far.info.direction == 1
                 assert await far.read() == b"ping"
+                # It counts as long as it lives, so that the swarm's caps see it.
+                assert b.daemon.swarm._streams.running == 1
                 await far.write(b"pong")
                 await far.close_write()
                 assert await near.read_all() == b"pong"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from dep2p_daemon.muxed import Stream
+from dep2p_daemon.rpc.carry import Carrier
 
 PROTOCOL = "/test/1"
 ECHO = "/dep2p/echo/1.0.0"
@@ -204,6 +205,31 @@ async def test_a_cancelled_call_resets(pair: tuple[ApiNode, ApiNode]) -> None:
                     await far.read()
 
 
+async def test_cancelling_after_our_end_loses_nothing_that_was_written(
+    quic_pair: tuple[ApiNode, ApiNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+    close = Carrier._close
+
+    def note(carrier: Carrier, half: str) -> None:
+        close(carrier, half)
+        ended.set()
+
+    monkeypatch.setattr(Carrier, "_close", note)
+    a, b = quic_pair
+    # More than the peer's window: some is still with us when the program leaves.
+    payload = os.urandom(600_000)
+    async with Inbound(b) as inbound, RawCall(a) as raw:
+        await raw.open(b.peer_id)
+        far = await inbound.next()
+        await raw.call.write(Request(data=payload))
+        await raw.call.write(Request(end=stream_service_pb2.StreamEnd()))
+        await ended.wait()
+        raw.call.cancel()
+        await a.server._running.wait_idle()
+        assert await read_all(far) == payload
+
+
 async def test_a_lost_channel_resets(pair: tuple[ApiNode, ApiNode]) -> None:
     a, b = pair
     async with Inbound(b) as inbound:
@@ -328,6 +354,7 @@ async def test_a_peer_that_stops_reading_may_still_answer(
                 await stream.write(bytes(65536))
 
         pushing = asyncio.create_task(push())
+        await asyncio.sleep(0.3)  # the daemon's write has failed long before the answer comes
         await far.write(b"too much")
         await far.close_write()
         assert await stream.read_all() == b"too much"
