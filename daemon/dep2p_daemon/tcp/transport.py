@@ -183,6 +183,7 @@ class TcpTransport(Transport):
         )
         self._group = asyncio.TaskGroup()
         self._listeners: list[TcpListener] = []
+        self._upgrading: set[SocketChannel] = set()
         self._connections: set[Connection] = set()
         self._is_open = False
 
@@ -206,6 +207,8 @@ class TcpTransport(Transport):
         try:
             for listener in self._listeners:
                 await listener.close()
+            for channel in self._upgrading:
+                channel.abort()
             await asyncio.gather(
                 *(connection.close(CloseCode.SHUTDOWN) for connection in self._connections)
             )
@@ -248,22 +251,30 @@ class TcpTransport(Transport):
     ) -> Connection:
         """Make a connection of a connected socket, which is closed on any error."""
         try:
+            self._check_open()
             local = multiaddr_of(sock.getsockname())
             channel = SocketChannel(sock)
         except OSError as error:
             sock.close()
             raise ConnectionClosedError(f"the TCP connection broke: {error}") from error
-        connection = await upgrade(
-            channel,
-            key=self._key,
-            initiator=initiator,
-            expected_peer=expected_peer,
-            task_group=self._group,
-            local_address=local,
-            remote_address=remote,
-            settings=self.settings,
-            memory=self.memory,
-        )
+        except PreconditionError:
+            sock.close()
+            raise
+        self._upgrading.add(channel)
+        try:
+            connection = await upgrade(
+                channel,
+                key=self._key,
+                initiator=initiator,
+                expected_peer=expected_peer,
+                task_group=self._group,
+                local_address=local,
+                remote_address=remote,
+                settings=self.settings,
+                memory=self.memory,
+            )
+        finally:
+            self._upgrading.discard(channel)
         self._connections.add(connection)
         self.spawn(self._forget(connection))
         return connection

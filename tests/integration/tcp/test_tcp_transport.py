@@ -537,6 +537,19 @@ async def test_leaving_the_transport_closes_everything() -> None:
             await bob.dial(listener.addresses[0], alice)
 
 
+async def test_leaving_the_transport_ends_a_dial() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        async with node() as alice:
+            address = Multiaddr.for_tcp(*server.getsockname())
+            dialling = asyncio.create_task(alice.transport.dial(address, alice.peer))
+            sock, _ = await asyncio.get_running_loop().sock_accept(server)
+            await asyncio.get_running_loop().sock_recv(sock, 1)
+        with pytest.raises(UnreachableError):
+            await dialling
+        sock.close()
+
+
 async def test_closed_listener_leaves_accepted_connections_alone() -> None:
     async with node() as alice, node() as bob:
         listener = await bob.transport.listen(LOOPBACK)
