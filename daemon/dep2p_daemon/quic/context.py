@@ -74,6 +74,12 @@ class QuicContext:
         )
 
     def relieve_memory(self) -> None:
-        """Close the connections with most unread bytes until the bound holds again."""
-        while self.memory.exceeded and self.sessions:
-            max(self.sessions, key=lambda session: session.unread_bytes).evict()
+        """Close the connections with most unread bytes until the bound holds again.
+
+        Where the memory is shared, what remains is another transport's to give back.
+        """
+        by_size = sorted(self.sessions, key=lambda session: session.unread_bytes, reverse=True)
+        for session in by_size:
+            if not self.memory.exceeded or not session.unread_bytes:
+                return
+            session.evict()

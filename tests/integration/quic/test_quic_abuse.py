@@ -203,8 +203,9 @@ async def test_a_stranger_cannot_end_a_connection(
         await stranger.send(b"\x41" + cid + os.urandom(length))
     # The right token from the wrong address is no reset.
     token = ours._session.quic.peer_reset_token
-    client_socket = ours._session.endpoint.local_port
-    stranger.socket.sendto(b"\x41" + os.urandom(30) + token, ("127.0.0.1", client_socket))
+    client = ours._session.endpoint
+    stranger.socket.sendto(b"\x41" + os.urandom(30) + token, ("127.0.0.1", client.local_port))
+    await until(lambda: client.counters.dropped)
     stream = await ours.open_stream()
     await stream.write(b"unmoved")
     assert await (await theirs.accept_stream()).read() == b"unmoved"

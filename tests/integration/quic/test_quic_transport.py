@@ -299,3 +299,47 @@ async def test_without_offload_everything_works(make_node: MakeNode) -> None:
     while data := await inbound.read():
         received += len(data)
     assert received == 200_000
+
+
+async def test_a_cancelled_accept_passes_its_turn_on(make_node: MakeNode) -> None:
+    server, client = await make_node(listen=LOOPBACK), await make_node()
+    _, theirs = await client.dial(server)
+    first, second = (asyncio.create_task(server.listener.accept()) for _ in range(2))
+    await asyncio.sleep(0)
+    assert server.listener._on_accepted(theirs)
+    first.cancel()
+    assert await second is theirs
+
+
+async def test_dials_leave_from_a_socket_that_can_get_there(make_node: MakeNode) -> None:
+    node = await make_node(listen=LOOPBACK)
+    transport = node.transport
+    near = Multiaddr.parse("/ip4/127.0.0.9/udp/1/quic-v1")
+    far = Multiaddr.parse("/ip4/192.0.2.1/udp/1/quic-v1")
+    assert transport._driver_for(near) is transport.drivers[0]
+    ephemeral = transport._driver_for(far)
+    assert ephemeral is not transport.drivers[0]
+    assert ephemeral.socket.is_wildcard
+    assert transport._driver_for(far) is ephemeral
+    # One that is on its way out takes no new connections.
+    await (await make_node()).dial(node)
+    await node.listener.close()
+    assert transport._driver_for(near) is ephemeral
+    wildcard = await transport.listen(Multiaddr.parse("/ip4/0.0.0.0/udp/0/quic-v1"))
+    for target in (near, far):
+        assert transport._driver_for(target).socket.port == wildcard.addresses[0].port
+
+
+async def test_an_earlier_deadline_is_not_missed(make_node: MakeNode) -> None:
+    server, client = await make_node(listen=LOOPBACK), await make_node()
+    ours, _ = await client.dial(server)
+    async with asyncio.timeout(5):
+        recovery = ours._session.quic._loss
+        loop = asyncio.get_running_loop()
+        drivers = [client.transport.drivers[0], server.transport.drivers[0]]
+        await until(lambda: all(d._timer and d._timer.when() > loop.time() + 6 for d in drivers))
+        # One packet alone is acknowledged by a timer of a millisecond.
+        stream = await ours.open_stream()
+        await stream.write(b"x")
+        await until(lambda: recovery.bytes_in_flight > 0)
+        await until(lambda: recovery.bytes_in_flight == 0)

@@ -89,6 +89,8 @@ class Node:
         self.key = key or PrivateKey.generate()
         self.context = QuicContext.create(self.key, settings or QuicSettings())
         self.is_blocked = False
+        self.refusal = 0
+        """The errno of everything that is sent."""
         self.accepted: list[QuicConnection] = []
         self.endpoint = Endpoint(
             self.context,
@@ -109,6 +111,8 @@ class Node:
         return self
 
     def send(self, datagrams: Sequence[bytes], destination: Any, local: bytes | None = None) -> int:
+        if self.refusal:
+            return self.refusal
         self.wire.sent += [(self.wire.now, self.address, d) for d in datagrams]
         self.wire.flying.append((self.address, destination, list(datagrams)))
         return 0

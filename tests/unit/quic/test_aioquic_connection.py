@@ -6,6 +6,7 @@ override becomes dead code and no other test may notice.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import inspect
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from dep2p_daemon.errors import StreamResetError
 from dep2p_daemon.muxed import read_exactly
 from dep2p_daemon.quic.aioquic_connection import AioquicConnection
 from dep2p_daemon.quic.libp2p_tls import prove_peer
@@ -321,3 +323,136 @@ async def test_sent_data_is_freed_when_a_stream_is_reset(wire: Any, make_node: M
     wire.advance(2)
     assert not ours._session.quic.knows_stream(stream.id)
     assert not ours.is_closed
+
+
+@pytest.mark.parametrize("who", ["sender resets", "reader resets", "reader stops", "neither"])
+async def test_what_nobody_reads_gives_its_credit_back(
+    wire: Any, make_node: MakeNode, who: str
+) -> None:
+    settings = QuicSettings(initial_connection_window=64 * KIB, max_connection_window=64 * KIB)
+    server, client = make_node(settings).listen(), make_node()
+    ours, theirs = connect(wire, client, server)
+    # Ten times the connection's window goes through it, and nobody reads a byte.
+    for _ in range(20):
+        stream = await ours.open_stream()
+        await stream.write(bytes(48 * KIB))
+        wire.advance(0.05)
+        inbound = await theirs.accept_stream()
+        if who == "sender resets":
+            wire.keep = lambda _to, _d: False  # the rest of it gets lost
+            await stream.write(bytes(16 * KIB))
+            wire.advance(0.001)
+            wire.keep = lambda _to, _d: True
+            stream.reset(1)
+        elif who == "reader resets":
+            inbound.reset(1)
+        elif who == "reader stops":
+            inbound.stop_reading(1)
+            await inbound.close_write()
+        else:
+            await stream.close_write()
+            wire.advance(1)
+            await inbound.aclose()
+        wire.advance(1)
+        inbound.reset(0)
+        stream.reset(0)
+        wire.advance(1)
+        assert server.context.memory.used == theirs._session.unread_bytes == 0
+    assert not theirs.is_closed
+
+
+async def test_what_arrives_after_a_stop_gives_its_credit_back(
+    wire: Any, make_node: MakeNode
+) -> None:
+    settings = QuicSettings(initial_connection_window=64 * KIB, max_connection_window=64 * KIB)
+    server, client = make_node(settings).listen(), make_node()
+    ours, theirs = connect(wire, client, server)
+    stream = await ours.open_stream()
+    await stream.write(b"x")
+    wire.pump()
+    inbound = await theirs.accept_stream()
+    wire.keep = lambda to, _d: to != client.address  # the peer does not hear of it for a while
+    inbound.stop_reading(1)
+    await stream.write(bytes(40 * KIB))
+    for _ in range(40):
+        wire.advance(0.01)
+    assert theirs._session.quic.bytes_received > 1
+    assert theirs._session.unread_bytes == 0
+
+
+async def test_shared_memory_that_others_fill_closes_nobody_here(
+    wire: Any, make_node: MakeNode
+) -> None:
+    server, client = make_node(QuicSettings(receive_memory=MIB)).listen(), make_node()
+    ours, theirs = connect(wire, client, server)
+    server.context.memory.used += 2 * MIB
+    stream = await ours.open_stream()
+    await stream.close_write()
+    wire.advance(1)
+    assert not theirs.is_closed
+    other = await ours.open_stream()
+    await other.write(b"x")
+    wire.advance(1)
+    assert theirs.is_closed  # the only one with anything unread
+
+
+async def test_a_stream_that_grows_widens_its_connection(
+    wire: Any, make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AioquicConnection, "rtt", 0.05)  # this wire has none
+    settings = QuicSettings(
+        initial_stream_window=32 * KIB,
+        max_stream_window=256 * KIB,
+        initial_connection_window=32 * KIB,
+        max_connection_window=MIB,
+    )
+    server, client = make_node(settings).listen(), make_node()
+    ours, theirs = connect(wire, client, server)
+    stream = await ours.open_stream()
+    inbound = None
+    for _ in range(40):
+        await stream.write(bytes(20 * KIB))
+        wire.pump()
+        inbound = inbound or await theirs.accept_stream()
+        while inbound.unread_bytes:
+            await inbound.read()
+            wire.pump()
+        wire.advance(0.001)
+        if inbound.window.size > 32 * KIB:
+            # Its own reasons to grow would only have taken it as far as the stream.
+            assert theirs._session.streams._window.size * 2 >= inbound.window.size * 3
+    assert inbound is not None
+    assert inbound.window.size == 256 * KIB
+
+
+async def test_nothing_is_asked_of_a_peer_that_has_sent_everything(
+    wire: Any, make_node: MakeNode
+) -> None:
+    server, client = make_node().listen(), make_node()
+    ours, theirs = connect(wire, client, server)
+    stream = await ours.open_stream()
+    await stream.write(b"all")
+    await stream.close_write()
+    wire.advance(1)
+    inbound = await theirs.accept_stream()
+    inbound.stop_reading(5)
+    theirs._session.quic.stop_receiving(inbound.id, 5)
+    assert not theirs._session.quic._streams[inbound.id].receiver.stop_pending
+
+
+async def test_a_writer_that_waits_is_told_of_the_stop_and_forgotten(
+    wire: Any, make_node: MakeNode
+) -> None:
+    server, client = make_node().listen(), make_node()
+    ours, theirs = connect(wire, client, server)
+    ours._session.quic._remote_max_data = 1000
+    stream = await ours.open_stream()
+    writing = asyncio.create_task(stream.write(bytes(4 * MIB)))
+    await asyncio.sleep(0)
+    assert ours._session.streams._full == {stream}
+    wire.pump()
+    (await theirs.accept_stream()).stop_reading(9)
+    wire.advance(1)
+    with pytest.raises(StreamResetError):
+        await writing
+    assert ours._session.streams._full == set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -206,13 +208,16 @@ async def test_packets_may_be_lost(wire: Any, make_node: MakeNode, loss: float) 
     wire.keep = lambda _to, _d: dice.random() > loss
     server, client = make_node().listen(), make_node()
     dial = client.dial(server)
-    wire.advance(8)
+    while not dial.connections:
+        assert not dial.errors
+        wire.advance(1)
     ours, theirs = dial.connection, server.accepted[0]
     stream = await ours.open_stream()
     data = os.urandom(200_000)
     await stream.write(data)
     await stream.close_write()
-    wire.advance(0.1)
+    while not theirs._inbound:
+        wire.advance(1)
     inbound = await theirs.accept_stream()
     while inbound.unread_bytes < len(data):
         wire.advance(1)
@@ -297,8 +302,6 @@ async def test_the_cap_on_own_dials(wire: Any, make_node: MakeNode) -> None:
 
 
 async def test_unreachable_ends_dials_but_not_connections(wire: Any, make_node: MakeNode) -> None:
-    import errno
-
     server, client = make_node().listen(), make_node()
     ours, _ = connect(wire, client, server)
     dial = client.dial(server)
@@ -309,6 +312,41 @@ async def test_unreachable_ends_dials_but_not_connections(wire: Any, make_node: 
     client.endpoint.unreachable(server.address, errno.EHOSTUNREACH)
     assert dial.error.reason == "NETWORK_UNREACHABLE"
     assert not ours.is_closed
+
+
+async def test_a_dial_that_the_kernel_refuses_ends_at_once(wire: Any, make_node: MakeNode) -> None:
+    server, client = make_node().listen(), make_node()
+    ours, _ = connect(wire, client, server)
+    client.refusal = errno.ENETUNREACH
+    dial = client.dial(server)
+    stream = await ours.open_stream()
+    await stream.write(b"x")
+    client.endpoint.flush()
+    assert dial.error.reason == "NETWORK_UNREACHABLE"
+    assert not ours.is_closed
+    client.endpoint.flush()
+    assert client.endpoint.sessions == {ours._session}
+
+
+async def test_a_cancelled_waiter_passes_its_turn_on(wire: Any, make_node: MakeNode) -> None:
+    server = make_node(QuicSettings(max_inbound_streams=1)).listen()
+    client = make_node()
+    ours, theirs = connect(wire, client, server)
+    first, second = (asyncio.create_task(theirs.accept_stream()) for _ in range(2))
+    await asyncio.sleep(0)
+    stream = await ours.open_stream()
+    await stream.write(b"x")
+    wire.pump()
+    first.cancel()
+    inbound = await second
+    first, second = (asyncio.create_task(ours.open_stream()) for _ in range(2))
+    await asyncio.sleep(0)
+    stream.reset(0)
+    inbound.reset(0)
+    wire.advance(1)
+    assert ours._session.quic.openable_streams == 1
+    first.cancel()
+    assert (await second).id == 4
 
 
 async def test_a_blocked_socket_holds_everything_back(wire: Any, make_node: MakeNode) -> None:
