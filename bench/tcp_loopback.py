@@ -120,15 +120,13 @@ async def send(address: str, peer: str, size: int) -> dict[str, Any]:
 
 def run(role: str, pipe: Pipe, profile: bool, arguments: tuple[Any, ...]) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
-    work = {
-        "receiver": lambda: receive(pipe, *arguments),
-        "relay": lambda: relay(pipe, *arguments),
-        "sender": lambda: send(*arguments),
-    }[role]
     profiler = cProfile.Profile() if profile else None
     if profiler:
         profiler.enable()
-    result = asyncio.run(work())
+    if role == "sender":
+        result = asyncio.run(send(*arguments))
+    else:
+        result = asyncio.run((relay if role == "relay" else receive)(pipe, *arguments))
     if profiler:
         profiler.disable()
         print(role)
