@@ -26,7 +26,7 @@ def test_no_reservation_says_it_in_the_seeds_words_and_what_to_do() -> None:
     error = connect_refused(Status.NO_RESERVATION, relay=RELAY, target=TARGET)
     assert error.message.startswith("target peer not connected to relay")
     assert "dep2pctl relay connect" in error.remedy
-    assert "RESERVED" in error.remedy
+    assert "relay list` shows reserved" in error.remedy
     assert (error.reason, error.status) == ("NO_RESERVATION", 204)
     assert error.metadata == {"relay": str(RELAY), "peer": str(TARGET), "status": "204"}
 
