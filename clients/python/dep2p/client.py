@@ -59,6 +59,10 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     # Each channel its own connection: its failures and its back-off are nobody else's.
     ("grpc.use_local_subchannel_pool", 1),
+    # A daemon that comes back is found at once: looking for a local socket costs nothing.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
     # A repeated Dial or OpenStream is the caller's decision.
     ("grpc.enable_retries", 0),
 )

@@ -44,6 +44,10 @@ MAX_PATH_BYTES: Final = 107
 """`sun_path` of Linux is 108 bytes with its NUL."""
 GRACE_SECONDS: Final = 2.0
 """For the calls that run when the daemon stops; then they are cut off."""
+MAX_CALLS: Final = 8192
+"""Calls of all kinds at once; ours: twice the streams that may be open (`stream_service`)."""
+GOODBYE_SECONDS: Final = 0.1
+"""For gRPC's own clients to take the goodbye; ended without, they log an internal error."""
 
 SERVICES: Final = tuple(
     service.full_name
@@ -92,7 +96,9 @@ class RpcServer:
             stack.callback(self._remove_socket)
             self._running = RunningCalls()
             self._server = grpc.aio.server(
-                interceptors=(self._running, ErrorMapping(), RoleCheck()), options=_OPTIONS
+                interceptors=(self._running, ErrorMapping(), RoleCheck()),
+                options=_OPTIONS,
+                maximum_concurrent_rpcs=MAX_CALLS,
             )
             stack.push_async_callback(self._server.stop, None)
             self._add_services()
@@ -117,8 +123,8 @@ class RpcServer:
                 await self._running.wait_idle()
         if self._running.count:
             log.info("cutting off the calls that still run", count=self._running.count)
-        # Cancels them, but returns before they have cleaned up.
-        await self._server.stop(None)
+        # Says goodbye, then cancels them, but returns before they have cleaned up.
+        await self._server.stop(GOODBYE_SECONDS)
         await self._running.wait_idle()
 
     def _add_services(self) -> None:

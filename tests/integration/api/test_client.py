@@ -208,3 +208,19 @@ async def test_a_daemon_that_is_killed_is_told_to_all_who_wait() -> None:
         await a.server._server.stop(None)
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):
             assert isinstance(outcome, dep2p.DaemonNotReachableError), outcome
+
+
+async def test_a_daemon_that_comes_back_is_found_again(directory: Path) -> None:
+    async with dep2p.connect(directory / "s") as node:
+        for _ in range(3):
+            async with FakeDaemon(directory / "s"):
+                while True:
+                    try:
+                        stream = await node.open_stream("p", ["/x"])
+                    except dep2p.DaemonNotReachableError:
+                        await asyncio.sleep(0.01)
+                    else:
+                        break
+                await stream.reset()
+            with pytest.raises(dep2p.DaemonNotReachableError):
+                await node.open_stream("p", ["/x"])

@@ -137,7 +137,9 @@ class WatchEventsRequest(_message.Message):
     """skip_snapshot leaves the current state out."""
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """types selects by name, such as connection_opened; empty: all."""
+        """types selects by name, such as connection_opened; empty: all. What tells of
+        the watch itself (lost, stopping) is always sent.
+        """
 
     def __init__(
         self,

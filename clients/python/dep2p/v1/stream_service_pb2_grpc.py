@@ -29,7 +29,8 @@ class StreamServiceStub(object):
     """StreamService carries byte streams between programs and peers.
 
     Data is a plain byte stream: message borders mean nothing. A message holds at
-    most 1 MiB of data; 64 KiB or more at a time is efficient. Backpressure runs
+    most 1 MiB of data and may hold none; 64 KiB or more at a time is efficient.
+    Messages that come back hold up to 256 KiB. Backpressure runs
     from the reading program through the peer's window to the writing one: a
     program that does not read stops its peer, and nobody else.
 
@@ -68,7 +69,8 @@ class StreamServiceServicer(object):
     """StreamService carries byte streams between programs and peers.
 
     Data is a plain byte stream: message borders mean nothing. A message holds at
-    most 1 MiB of data; 64 KiB or more at a time is efficient. Backpressure runs
+    most 1 MiB of data and may hold none; 64 KiB or more at a time is efficient.
+    Messages that come back hold up to 256 KiB. Backpressure runs
     from the reading program through the peer's window to the writing one: a
     program that does not read stops its peer, and nobody else.
 
@@ -143,7 +145,8 @@ class StreamService(object):
     """StreamService carries byte streams between programs and peers.
 
     Data is a plain byte stream: message borders mean nothing. A message holds at
-    most 1 MiB of data; 64 KiB or more at a time is efficient. Backpressure runs
+    most 1 MiB of data and may hold none; 64 KiB or more at a time is efficient.
+    Messages that come back hold up to 256 KiB. Backpressure runs
     from the reading program through the peer's window to the writing one: a
     program that does not read stops its peer, and nobody else.
 
