@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dep2p_daemon.quic.settings import QuicSettings
 
 
@@ -53,13 +56,31 @@ def address_group(host: str) -> str:
     return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
+@dataclass(slots=True)
+class _HalfOpen:
+    """Handshakes in progress of clients that have, or have not, proven their address."""
+
+    total: int = 0
+    per_group: dict[str, int] = field(default_factory=dict)
+
+
 class Admission:
-    """Counts inbound handshakes in progress on one endpoint."""
+    """Counts inbound handshakes in progress on one endpoint.
+
+    Clients that brought a Retry token and those that did not are counted apart. An address that
+    is not proven may be forged, and a client that was told to retry leaves its first attempt
+    behind as a ghost: neither must take the room of those who have proven theirs.
+    """
 
     def __init__(self, settings: QuicSettings) -> None:
         self._settings = settings
-        self._per_group: dict[str, int] = {}
-        self.half_open = 0
+        self._unproven = _HalfOpen()
+        self._proven = _HalfOpen()
+
+    @property
+    def half_open(self) -> int:
+        """Handshakes in progress."""
+        return self._unproven.total + self._proven.total
 
     def judge(self, host: str, *, validated: bool, connections: int) -> Verdict:
         """Decide on a new connection from `host`.
@@ -72,26 +93,26 @@ class Admission:
         settings = self._settings
         if connections >= settings.max_connections:
             return Verdict.REFUSE
-        if self.half_open >= settings.max_half_open:
-            return Verdict.DROP if validated else Verdict.RETRY
-        if self._per_group.get(address_group(host), 0) >= settings.max_half_open_per_ip:
-            return Verdict.DROP if validated else Verdict.RETRY
-        if self.half_open >= settings.retry_threshold and not validated:
-            return Verdict.RETRY
+        counted, most, otherwise = (
+            (self._proven, settings.max_half_open, Verdict.DROP)
+            if validated
+            else (self._unproven, settings.retry_threshold, Verdict.RETRY)
+        )
+        of_group = counted.per_group.get(address_group(host), 0)
+        if counted.total >= most or of_group >= settings.max_half_open_per_ip:
+            return otherwise
         return Verdict.ACCEPT
 
-    def opened(self, host: str) -> str:
-        """Count a handshake; returns the key for `finished`."""
-        group = address_group(host)
-        self._per_group[group] = self._per_group.get(group, 0) + 1
-        self.half_open += 1
-        return group
+    def opened(self, host: str, *, validated: bool) -> Callable[[], None]:
+        """Count a handshake; the result, called once, counts it out, whatever came of it."""
+        counted, group = self._proven if validated else self._unproven, address_group(host)
+        counted.total += 1
+        counted.per_group[group] = counted.per_group.get(group, 0) + 1
 
-    def finished(self, group: str) -> None:
-        """Count a handshake out, whatever came of it."""
-        self.half_open -= 1
-        left = self._per_group[group] - 1
-        if left:
-            self._per_group[group] = left
-        else:
-            del self._per_group[group]
+        def finished() -> None:
+            counted.total -= 1
+            counted.per_group[group] -= 1
+            if not counted.per_group[group]:
+                del counted.per_group[group]
+
+        return finished

@@ -209,15 +209,15 @@ class Endpoint:
             original_destination_connection_id=original_id or header.destination,
             retry_source_connection_id=header.destination if validated else None,
         )
-        group = self._admission.opened(sender[0])
+        finished = self._admission.opened(sender[0], validated=validated)
 
         def established(connection: QuicConnection) -> None:
-            self._admission.finished(group)
+            finished()
             if self.on_accepted is None or not self.on_accepted(connection):
                 session.refuse(CloseCode.RESOURCE_LIMIT_EXCEEDED, "nobody accepts connections")
 
         def failed(error: Dep2pError) -> None:
-            self._admission.finished(group)
+            finished()
             self.counters.handshakes_failed += 1
             _log.debug(
                 "inbound handshake failed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from dep2p_daemon.errors import ConfigError
 from dep2p_daemon.udp.settings import UdpSettings
 
 KIB: Final = 1024
@@ -16,7 +17,8 @@ class QuicSettings:
     """Limits and sizes of the QUIC transport. Sizes are bytes, times are seconds."""
 
     max_datagram_size: int = 1400
-    """Largest UDP payload to send. Handshakes use 1200; more is used once a probe got through."""
+    """Largest UDP payload to send, 1200 to 16000. Handshakes use 1200; more is used once a probe
+    got through."""
     idle_timeout: float = 30.0
     """A connection that hears nothing for so long is gone."""
     keep_alive_interval: float = 15.0
@@ -42,12 +44,13 @@ class QuicSettings:
 
     max_connections: int = 4096
     """Connections of one transport, in both directions; more inbound ones are refused."""
-    max_half_open: int = 256
-    """Inbound handshakes in progress on one socket; further ones wait for the client's retry."""
-    max_half_open_per_ip: int = 64
-    """The same for one IPv4 address or IPv6 /64."""
     retry_threshold: int = 64
-    """From so many inbound handshakes on, clients must first prove their address (Retry)."""
+    """Inbound handshakes in progress on one socket before clients must first prove their address
+    (Retry)."""
+    max_half_open: int = 256
+    """Handshakes in progress of clients that have; further ones are left to try again."""
+    max_half_open_per_ip: int = 128
+    """Either of them for one IPv4 address or IPv6 /64."""
     accept_backlog: int = 256
     """Authenticated inbound connections that may wait for `accept`; further ones are refused."""
 
@@ -59,3 +62,19 @@ class QuicSettings:
     """Upper bound of stateless resets and Version Negotiations sent by one socket."""
 
     udp: UdpSettings = field(default_factory=UdpSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work. Raises ConfigError."""
+        # aioquic writes the length of a STREAM frame in two bytes: at most 16383.
+        _check("max_datagram_size", self.max_datagram_size, 1200, 16_000)
+        _check("worker_id", self.worker_id, 0, 255)
+        _check("max_inbound_streams", self.max_inbound_streams, 1, 1 << 16)
+        if self.stateless_reset_key is not None:
+            _check("length of stateless_reset_key", len(self.stateless_reset_key), 32, 64)
+
+
+def _check(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(
+            f"QUIC: {name} is {value}, and must be between {least} and {most}", key=name
+        )

@@ -201,6 +201,18 @@ class QuicTransport(Transport):
             driver.flush()
             raise
 
+    def send_probe(self, address: Multiaddr, data: bytes) -> bool:
+        """Send one datagram to `address` from the listening socket that would dial it (DCUtR).
+
+        Opens the NAT for what comes from there. Never blocks; False when nothing listens on
+        that address family, or the kernel refused.
+        """
+        host, port = _host_and_port(address)
+        driver = self._listening_driver(address)
+        if driver is None:
+            return False
+        return driver.socket.send([data], driver.socket.address(host, port)) == 0
+
     @override
     async def listen(self, address: Multiaddr) -> Listener:
         host, port = _host_and_port(address)
@@ -220,6 +232,17 @@ class QuicTransport(Transport):
 
     def _driver_for(self, address: Multiaddr) -> EndpointDriver:
         """The socket to dial from: a listening one, so that the peer sees where we listen."""
+        best = self._best_driver(address)
+        if best is not None:
+            return best
+        assert address.ip is not None
+        return self._open("0.0.0.0" if address.ip.version == 4 else "::", 0)
+
+    def _listening_driver(self, address: Multiaddr) -> EndpointDriver | None:
+        driver = self._best_driver(address)
+        return driver if driver is not None and driver.endpoint.on_accepted is not None else None
+
+    def _best_driver(self, address: Multiaddr) -> EndpointDriver | None:
         target = address.ip
         assert target is not None
         best: EndpointDriver | None = None
@@ -231,9 +254,7 @@ class QuicTransport(Transport):
             rank = _suitability(driver, target.version, is_loopback=target.is_loopback)
             if rank > best_rank:
                 best, best_rank = driver, rank
-        if best is not None:
-            return best
-        return self._open("0.0.0.0" if target.version == 4 else "::", 0)
+        return best
 
 
 def _suitability(driver: EndpointDriver, version: int, *, is_loopback: bool) -> int:

@@ -193,6 +193,17 @@ async def test_handshakes_without_end_meet_retry(
     assert not ours.is_closed
 
 
+async def test_a_burst_of_dials_all_gets_in(make_node: MakeNode) -> None:
+    # Ghosts of first attempts, which Retry leaves behind, must not take the room of the second.
+    node = await make_node(QuicSettings(retry_threshold=2), listen=LOOPBACK)
+    client = await make_node()
+    dials = (client.transport.dial(node.address, node.key.peer_id) for _ in range(60))
+    async with asyncio.timeout(8):  # less than a ghost lives
+        connections = await asyncio.gather(*dials)
+    assert node.endpoint.counters.retries_sent
+    assert not any(connection.is_closed for connection in connections)
+
+
 async def test_a_stranger_cannot_end_a_connection(
     make_node: MakeNode, node: Any, make_stranger: MakeStranger
 ) -> None:

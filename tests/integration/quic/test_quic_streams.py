@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -326,3 +327,20 @@ async def test_what_arrived_whole_is_readable_after_the_close(make_node: MakeNod
     await stream.connection.close()
     await inbound.connection.wait_closed()
     assert await read_all(inbound) == b"famous last words"
+
+
+@pytest.mark.parametrize("size", [1200, 9000, 16_000])
+async def test_datagrams_of_any_allowed_size(make_node: MakeNode, size: int) -> None:
+    settings = QuicSettings(max_datagram_size=size)
+    ours, theirs = await pair(make_node, settings, settings)
+    await until(lambda: ours._session.quic.max_datagram_size == size)
+    stream = await ours.open_stream()
+    data = random.Random(size).randbytes(MIB)
+
+    async def push() -> None:
+        await stream.write(data)
+        await stream.close_write()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(push())
+        assert await read_all(await theirs.accept_stream()) == data

@@ -14,47 +14,51 @@ SETTINGS = QuicSettings(
 )
 
 
-def filled(count: int, host: str = "192.0.2.{}") -> Admission:
-    admission = Admission(SETTINGS)
-    for number in range(count):
-        admission.opened(host.format(number))
-    return admission
-
-
 @pytest.mark.parametrize(
-    ("half_open", "validated", "connections", "verdict"),
+    ("unproven", "proven", "validated", "connections", "verdict"),
     [
-        (0, False, 0, Verdict.ACCEPT),
-        (4, False, 99, Verdict.ACCEPT),
-        (5, False, 0, Verdict.RETRY),
-        (5, True, 0, Verdict.ACCEPT),
-        (8, False, 0, Verdict.RETRY),
-        (8, True, 0, Verdict.DROP),
-        (0, False, 100, Verdict.REFUSE),
-        (8, True, 100, Verdict.REFUSE),
+        (0, 0, False, 0, Verdict.ACCEPT),
+        (4, 8, False, 99, Verdict.ACCEPT),
+        (5, 0, False, 0, Verdict.RETRY),
+        (5, 0, True, 0, Verdict.ACCEPT),
+        (5, 7, True, 0, Verdict.ACCEPT),
+        (0, 8, True, 0, Verdict.DROP),
+        (0, 0, False, 100, Verdict.REFUSE),
+        (0, 0, True, 100, Verdict.REFUSE),
     ],
 )
-def test_verdicts(half_open: int, validated: bool, connections: int, verdict: Verdict) -> None:
-    admission = filled(half_open)
+def test_verdicts(
+    unproven: int, proven: int, validated: bool, connections: int, verdict: Verdict
+) -> None:
+    admission = Admission(SETTINGS)
+    for number in range(unproven):
+        admission.opened(f"192.0.2.{number}", validated=False)
+    for number in range(proven):
+        admission.opened(f"198.51.100.{number}", validated=True)
+    assert admission.half_open == unproven + proven
     assert admission.judge("203.0.113.1", validated=validated, connections=connections) is verdict
 
 
+@pytest.mark.parametrize(("validated", "verdict"), [(False, Verdict.RETRY), (True, Verdict.DROP)])
 @pytest.mark.parametrize(
     ("holder", "other"),
     [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8:0:1::1"), ("fe80::1%3", "fe81::1")],
 )
-def test_one_address_cannot_take_all(holder: str, other: str) -> None:
+def test_one_address_cannot_take_all(
+    holder: str, other: str, validated: bool, verdict: Verdict
+) -> None:
     admission = Admission(SETTINGS)
-    groups = [admission.opened(holder) for _ in range(3)]
-    assert admission.judge(holder, validated=False, connections=0) is Verdict.RETRY
-    assert admission.judge(holder, validated=True, connections=0) is Verdict.DROP
-    assert admission.judge(other, validated=False, connections=0) is Verdict.ACCEPT
-    admission.finished(groups.pop())
-    assert admission.judge(holder, validated=True, connections=0) is Verdict.ACCEPT
-    for group in groups:
-        admission.finished(group)
+    finish = [admission.opened(holder, validated=validated) for _ in range(3)]
+    assert admission.judge(holder, validated=validated, connections=0) is verdict
+    assert admission.judge(other, validated=validated, connections=0) is Verdict.ACCEPT
+    # Forged or forsaken handshakes do not stand in the way of proven ones, or the reverse.
+    assert admission.judge(holder, validated=not validated, connections=0) is Verdict.ACCEPT
+    finish.pop()()
+    assert admission.judge(holder, validated=validated, connections=0) is Verdict.ACCEPT
+    for finished in finish:
+        finished()
     assert admission.half_open == 0
-    assert admission._per_group == {}
+    assert admission._proven.per_group == admission._unproven.per_group == {}
 
 
 def test_an_ipv6_owner_has_a_64() -> None:
