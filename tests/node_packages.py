@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ OLDEST_NODE = 18
 INSTALL_SECONDS = 300
 
 
+@functools.cache
 def node_with_packages(directory: Path) -> str:
     """Return node's path; run `npm ci` in `directory` if its packages are not there.
 

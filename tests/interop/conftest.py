@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.e2e.processes import Daemon, daemons
+from tests.interop.js_peer import JS_DIRECTORY
+from tests.node_packages import node_with_packages
 
 import dep2p
 
@@ -43,6 +45,12 @@ class OurNode:
                     if event.peer_identified.peer_id == peer_id:
                         return event.peer_identified
         raise AssertionError("the daemon ended its events")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _js_packages() -> None:
+    """Skip at once where no js node can run; install its packages where it can."""
+    node_with_packages(JS_DIRECTORY)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from tests.node_packages import node_with_packages
 
@@ -53,14 +53,15 @@ class JsPeer:
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._events: list[Json] = []
         self._changed = asyncio.Condition()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __aexit__
+        self._log: IO[bytes]
         self._process: asyncio.subprocess.Process
         self._reader: asyncio.Task[None]
         self.peer_id = ""
         self.addresses: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
-        node = await asyncio.to_thread(node_with_packages, JS_DIRECTORY)
+        node = node_with_packages(JS_DIRECTORY)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
         self._process = await asyncio.create_subprocess_exec(
             node,
             "peer.mjs",
