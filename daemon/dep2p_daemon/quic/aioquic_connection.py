@@ -27,6 +27,7 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from typing_extensions import override
 
+from dep2p_daemon.quic.congestion import UsedWindowCubic
 from dep2p_daemon.quic.pacer import BurstPacer
 
 if TYPE_CHECKING:
@@ -265,7 +266,8 @@ class AioquicConnection(StockConnection):
     def _use_datagram_size(self, size: int) -> None:
         self._max_datagram_size = size
         self._burst_pacer.set_max_datagram_size(size)
-        self._loss._cc._max_datagram_size = size  # type: ignore[attr-defined]
+        if isinstance(self._loss._cc, UsedWindowCubic):
+            self._loss._cc.set_max_datagram_size(size)
 
     # Streams
 

@@ -11,6 +11,7 @@ from aioquic.tls import CipherSuite
 
 from dep2p_daemon.muxed import ReceiveMemory
 from dep2p_daemon.quic.certificate import TlsCertificate, make_certificate
+from dep2p_daemon.quic.congestion import ALGORITHM
 from dep2p_daemon.quic.connection_ids import ConnectionIds, derive_reset_key
 from dep2p_daemon.quic.libp2p_tls import ALPN
 from dep2p_daemon.quic.packets import MIN_INITIAL_DATAGRAM, VERSION_1
@@ -65,7 +66,7 @@ class QuicContext:
                 CipherSuite.CHACHA20_POLY1305_SHA256,
                 CipherSuite.AES_256_GCM_SHA384,
             ],
-            congestion_control_algorithm="cubic",
+            congestion_control_algorithm=ALGORITHM,
             idle_timeout=settings.idle_timeout,
             max_datagram_size=MIN_INITIAL_DATAGRAM,
             max_stream_data=settings.initial_stream_window,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from aioquic import tls
 from aioquic._buffer import Buffer
+from aioquic.quic.congestion.cubic import CubicCongestionControl
 from aioquic.quic.connection import QuicConnection as StockConnection
 from aioquic.quic.packet import pull_quic_transport_parameters
 from aioquic.quic.recovery import QuicPacketPacer
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from dep2p_daemon.errors import StreamResetError
 from dep2p_daemon.muxed import read_exactly
 from dep2p_daemon.quic.aioquic_connection import AioquicConnection
+from dep2p_daemon.quic.congestion import UsedWindowCubic
 from dep2p_daemon.quic.libp2p_tls import prove_peer
 from dep2p_daemon.quic.pacer import PASS_PACKETS, BurstPacer
 from dep2p_daemon.quic.settings import KIB, MIB, QuicSettings
@@ -42,6 +44,7 @@ def connect(wire: Any, client: Any, server: Any) -> Any:
 @pytest.mark.parametrize(
     ("ours", "stock", "name"),
     [
+        (UsedWindowCubic, CubicCongestionControl, "on_packet_acked"),
         (AioquicConnection, StockConnection, "_initialize"),
         (AioquicConnection, StockConnection, "_replenish_connection_ids"),
         (AioquicConnection, StockConnection, "_write_stream_limits"),

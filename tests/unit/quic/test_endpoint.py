@@ -367,6 +367,7 @@ async def test_datagrams_grow_once_a_probe_got_through(wire: Any, make_node: Mak
     wire.advance(1)
     for connection in (ours, theirs):
         assert connection._session.quic.max_datagram_size == 1400
+        assert connection._session.quic._loss._cc._max_datagram_size == 1400
     assert all(len(d) <= 1400 for _, _, d in wire.sent)
 
 
