@@ -31,3 +31,10 @@ def require_root() -> None:
     """Skip unless the tests run as root."""
     if os.geteuid() != 0:
         unavailable("needs root")
+
+
+def require_natlab() -> None:
+    """Skip where `tests/natlab` cannot make network namespaces and NATs."""
+    require_root()
+    require_tool("ip")
+    require_tool("nft")
