@@ -28,6 +28,9 @@ from dep2p_daemon.events import EventBus
 from dep2p_daemon.identity import key_file
 from dep2p_daemon.listen_ports import has_open_port, with_free_port, with_port
 from dep2p_daemon.lock_file import LockFile
+from dep2p_daemon.nat.address_watch import AddressWatch
+from dep2p_daemon.nat.hole_punch import HolePuncher
+from dep2p_daemon.nat.paths import PathWatch
 from dep2p_daemon.protocols import echo, perf, ping
 from dep2p_daemon.protocols.identify import Identify
 from dep2p_daemon.quic.settings import QuicSettings
@@ -73,6 +76,9 @@ class Daemon:
     swarm: Swarm
     identify: Identify
     relay_client: RelayClient
+    address_watch: AddressWatch
+    hole_puncher: HolePuncher | None
+    """None when hole punching is turned off."""
     relay_server: RelayServer | None
     """None unless this node relays for others."""
     started_at: float
@@ -132,6 +138,7 @@ class Daemon:
         for transport in (quic, tcp, circuits):
             self.swarm.add_transport(transport)
         self._register_protocols()
+        await self._start_nat(stack, quic, tcp)
         self.relay_client = await stack.enter_async_context(
             RelayClient(self.swarm, self.events, transport=circuits)
         )
@@ -155,6 +162,19 @@ class Daemon:
         echo.register(self.swarm)
         if self.config.perf.enabled:
             perf.register(self.swarm)
+
+    async def _start_nat(
+        self, stack: AsyncExitStack, quic: QuicTransport, tcp: TcpTransport
+    ) -> None:
+        PathWatch(self.swarm)
+        self.address_watch = await stack.enter_async_context(
+            AddressWatch(self.swarm, self.identify)
+        )
+        self.hole_puncher = None
+        if self.config.nat.hole_punching:
+            self.hole_puncher = await stack.enter_async_context(
+                HolePuncher(self.swarm, self.identify, self.address_watch, prober=quic, tcp=tcp)
+            )
 
     async def _listen(self) -> None:
         wanted = self.config.listen_addresses

@@ -154,6 +154,15 @@ class LimitsSection(Section):
     )
 
 
+class NatSection(Section):
+    """Getting from relayed to direct connections."""
+
+    hole_punching: bool = Field(
+        default=True,
+        description="Turn relayed connections into direct ones (DCUtR), where the NATs let it.",
+    )
+
+
 class PerfSection(Section):
     """libp2p's throughput measurement, /perf/1.0.0."""
 
@@ -192,6 +201,7 @@ class Config(BaseSettings):
     )
     node: NodeSection = Field(default_factory=lambda: NodeSection())
     relay_server: RelayServerSection = RelayServerSection()
+    nat: NatSection = NatSection()
     limits: LimitsSection = LimitsSection()
     perf: PerfSection = PerfSection()
     log: LogSection = LogSection()

@@ -117,6 +117,15 @@ class Identify:
         await session.done.wait()
         return session.identified
 
+    async def refresh(self, connection: Connection) -> None:
+        """Ask the peer again: what it sees as our address may have changed (a new NAT mapping).
+
+        Raises:
+            Dep2pError: it did not answer, or broke the protocol.
+        """
+        if not connection.is_closed:
+            await self._ask(self._session(connection))
+
     def _session(self, connection: Connection) -> _Session:
         session = self._sessions.get(connection.id)
         if session is None:

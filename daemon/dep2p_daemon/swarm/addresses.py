@@ -1,4 +1,4 @@
-"""The addresses under which peers may reach us: announced, listening, circuits."""
+"""The addresses under which peers may reach us: announced, observed, listening, circuits."""
 
 from __future__ import annotations
 
@@ -41,11 +41,14 @@ def addresses_to_tell(
     listening: Sequence[Multiaddr],
     circuits: Sequence[Multiaddr],
     interfaces: Sequence[IPInterface],
+    observed: Sequence[Multiaddr] = (),
 ) -> tuple[Multiaddr, ...]:
     """All addresses to tell peers, without `/p2p` and duplicates, the most useful first."""
     expanded = [own for address in listening for own in expand(address, interfaces)]
     expanded.sort(key=lambda address: address.is_loopback)
-    ordered = dict.fromkeys([*announced, *circuits[: MAX_OWN_ADDRESSES // 2], *expanded])
+    ordered = dict.fromkeys(
+        [*announced, *observed, *circuits[: MAX_OWN_ADDRESSES // 2], *expanded]
+    )
     return tuple(ordered)[:MAX_OWN_ADDRESSES]
 
 
@@ -63,6 +66,7 @@ class OwnAddresses:
         self._announced: tuple[Multiaddr, ...] = ()
         self._listening: tuple[Multiaddr, ...] = ()
         self._circuits: tuple[Multiaddr, ...] = ()
+        self._observed: tuple[Multiaddr, ...] = ()
         self._interfaces = read_interfaces()
         self.current: tuple[Multiaddr, ...] = ()
         """All of them, without `/p2p`, the most useful first."""
@@ -87,6 +91,11 @@ class OwnAddresses:
         self._circuits = _bare(addresses)
         self._update()
 
+    def set_observed(self, addresses: Sequence[Multiaddr]) -> None:
+        """Take the public addresses under which peers see our listening sockets."""
+        self._observed = _bare(addresses)
+        self._update()
+
     def read_interfaces(self) -> None:
         """Look at the machine's interfaces again."""
         self._interfaces = self._read_interfaces()
@@ -99,6 +108,7 @@ class OwnAddresses:
             listening=self._listening,
             circuits=self._circuits,
             interfaces=self._interfaces,
+            observed=self._observed,
         )
         if self.current != before:
             self._on_change(self.current)

@@ -189,7 +189,7 @@ class Swarm:
 
     @property
     def own_addresses(self) -> tuple[Multiaddr, ...]:
-        """What to tell peers, without `/p2p`: announced, circuit and listening addresses."""
+        """What to tell peers, without `/p2p`: announced, observed, circuit, listening ones."""
         return self._addresses.current
 
     def set_announced(self, addresses: Sequence[Multiaddr]) -> None:
@@ -199,6 +199,10 @@ class Swarm:
     def set_circuit_addresses(self, addresses: Sequence[Multiaddr]) -> None:
         """Tell peers these addresses at relays (`…/p2p/<relay>/p2p-circuit`)."""
         self._addresses.set_circuits(addresses)
+
+    def set_observed(self, addresses: Sequence[Multiaddr]) -> None:
+        """Tell peers these addresses, under which enough of them see our listening sockets."""
+        self._addresses.set_observed(addresses)
 
     def add_address_source(self, source: AddressSource) -> None:
         """Ask `source` too for the addresses of a peer that is dialled by its id alone."""

@@ -122,6 +122,17 @@ async def connect(address: Multiaddr, source: tuple[str, int] | None) -> socket.
     raise AssertionError("the dial from any port has returned or raised")
 
 
+async def connect_from(address: Multiaddr, source: tuple[str, int]) -> socket.socket:
+    """Connect to `address` from `source` and from nowhere else. The caller closes the socket.
+
+    Raises:
+        OSError: as connect(2) has it.
+        InvalidArgumentError: not a TCP address.
+    """
+    family, name = socket_address(address)
+    return await _connect(family, name, source)
+
+
 async def _connect(
     family: socket.AddressFamily, name: tuple[str, int], source: tuple[str, int] | None
 ) -> socket.socket:

@@ -26,6 +26,7 @@ from dep2p_daemon.muxed import CloseCode, Connection, Listener, ReceiveMemory, T
 from dep2p_daemon.tcp.admission import HalfOpen
 from dep2p_daemon.tcp.channel import SocketChannel
 from dep2p_daemon.tcp.settings import TcpSettings
+from dep2p_daemon.tcp.simultaneous import Crossings, connect_repeatedly
 from dep2p_daemon.tcp.sockets import connect, listening_socket, multiaddr_of, socket_address
 from dep2p_daemon.tcp.upgrade import upgrade
 from dep2p_daemon.tcp.waiters import Waiters
@@ -122,6 +123,8 @@ class TcpListener(Listener):
             await asyncio.sleep(0)
 
     def _take(self, sock: socket.socket, name: tuple[str, int]) -> None:
+        if self._transport.crossings.take(sock, name):
+            return  # whoever dials this very address goes on with it
         half_open = self._transport.half_open
         host = name[0]
         limit = half_open.enter(host)
@@ -181,6 +184,8 @@ class TcpTransport(Transport):
         self.half_open = HalfOpen(
             total=self.settings.max_half_open, per_ip=self.settings.max_half_open_per_ip
         )
+        self.crossings = Crossings()
+        """Dials that a connection from the peer's side may complete."""
         self._group = asyncio.TaskGroup()
         self._listeners: list[TcpListener] = []
         self._upgrading: set[SocketChannel] = set()
@@ -230,6 +235,33 @@ class TcpTransport(Transport):
         sock = await connect(address, self._source_for(address))
         try:
             return await self.upgrade(sock, address, initiator=True, expected_peer=peer)
+        except Dep2pError as error:
+            raise _dial_error(error, address, peer) from error
+
+    async def dial_simultaneously(
+        self, address: Multiaddr, peer: PeerId, *, initiator: bool
+    ) -> Connection:
+        """Connect from the listening port while `peer` connects to us (DCUtR).
+
+        `initiator` says who begins the handshake, whichever side's SYN made the connection. The
+        caller sets the deadline.
+
+        Raises:
+            PreconditionError: nothing of that address family listens here.
+            UnreachableError, AuthenticationError: as `dial`.
+        """
+        self._check_open()
+        address = address.without_peer_id()
+        source = self._source_for(address)
+        if source is None:
+            raise PreconditionError(
+                f"no listening socket to reach {address} from", reason="NOT_LISTENING"
+            )
+        # What comes to the listener from there is served by it, as by one who does not begin.
+        connect_both_ways = self.crossings.connect if initiator else connect_repeatedly
+        sock = await connect_both_ways(address, source)
+        try:
+            return await self.upgrade(sock, address, initiator=initiator, expected_peer=peer)
         except Dep2pError as error:
             raise _dial_error(error, address, peer) from error
 

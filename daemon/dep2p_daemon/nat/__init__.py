@@ -1,0 +1,1 @@
+"""From relayed to direct: observed addresses, hole punching, and the record of how it went."""

@@ -1,0 +1,413 @@
+"""Hole punching with DCUtR, in both roles.
+
+https://github.com/libp2p/specs/blob/master/relay/DCUtR.md
+
+A relayed connection that came to us: wait for identify; dial the public addresses that the peer
+advertises; if that takes longer than a moment, begin up to three rounds of punching beside it.
+A relayed connection that we dialled: answer the rounds that the peer begins. The first direct
+connection ends all of it, whichever way it came. `trail.py` records each step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import structlog
+
+from dep2p_daemon.errors import Dep2pError
+from dep2p_daemon.muxed import CloseCode, Direction
+from dep2p_daemon.nat.attempt import Attempt, Prober, SimultaneousDialer
+from dep2p_daemon.nat.candidates import CandidateFilter, CandidateLimits, is_public
+from dep2p_daemon.nat.dcutr import MAX_ROUNDS, PunchRole, initiator_role
+from dep2p_daemon.nat.dcutr_message import PROTOCOL
+from dep2p_daemon.nat.exchange import answer, initiate
+from dep2p_daemon.nat.observed import MappingBehaviour
+from dep2p_daemon.nat.punch_settings import PunchSettings, RoundLimiter
+from dep2p_daemon.nat.trail import Outcome, Reason, Side, Step, StepKind, Trail, TrailBook
+from dep2p_daemon.swarm.dialing import DialPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.multiaddr import Multiaddr
+    from dep2p_daemon.muxed import Connection, Stream
+    from dep2p_daemon.nat.address_watch import AddressWatch
+    from dep2p_daemon.protocols.identify import Identify
+    from dep2p_daemon.swarm.swarm import Swarm
+
+_log = structlog.get_logger(__name__)
+
+ROUND_TRIPS_PER_ROUND: Final = 8
+ROUND_TRIPS_OF_HEAD_START: Final = 4
+ASSUMED_RTT: Final = 0.1
+"""Seconds, where the relayed connection has not measured any."""
+
+
+class HolePuncher:
+    """Turns relayed connections into direct ones. An async context manager; a SwarmObserver."""
+
+    def __init__(
+        self,
+        swarm: Swarm,
+        identify: Identify,
+        addresses: AddressWatch,
+        settings: PunchSettings | None = None,
+        *,
+        prober: Prober | None,
+        tcp: SimultaneousDialer | None,
+        is_public: Callable[[Multiaddr], bool] = is_public,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            swarm: whose relayed connections are upgraded.
+            identify: tells what a peer is before it is punched.
+            addresses: what we offer.
+            settings: None: the defaults.
+            prober: sends random packets from the UDP listening socket; None: QUIC cannot.
+            tcp: dials from the TCP listening socket; None: TCP dials are ordinary ones.
+            is_public: a parameter because tests run on one machine.
+        """
+        self._swarm = swarm
+        self._identify = identify
+        self._addresses = addresses
+        self._settings = settings or PunchSettings()
+        self._prober = prober
+        self._tcp = tcp
+        self._is_public = is_public
+        self._attempts: dict[PeerId, Attempt] = {}
+        self._limiter = RoundLimiter(self._settings)
+        self._tasks = asyncio.TaskGroup()
+        self._open = False
+        self.trails = TrailBook()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._open = True
+        self._swarm.set_handler(PROTOCOL, self._serve)
+        self._swarm.observe(self)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._open = False
+        self._swarm.remove_handler(PROTOCOL)
+        for attempt in tuple(self._attempts.values()):
+            attempt.end(Outcome.ABANDONED, Reason.STOPPING)
+        await self._tasks.__aexit__(None, None, None)
+
+    # The swarm tells
+
+    async def connection_opened(self, connection: Connection) -> None:
+        """Upgrade a relayed connection; end the attempt that led to a direct one."""
+        if not self._open:
+            return
+        peer = connection.remote_peer
+        if not connection.relayed:
+            if (attempt := self._attempts.get(peer)) is not None:
+                attempt.found(connection)
+        elif connection.direction is Direction.INBOUND:
+            await self._upgrade(connection)
+        else:
+            # The peer is about to ask for our addresses: see that they are right.
+            await self._addresses.refresh(apart_from=peer)
+
+    def connection_closed(self, connection: Connection) -> None:
+        """An attempt notices by itself when its relayed connection ends."""
+
+    def node_changed(self) -> None:
+        """The next attempt takes what is then."""
+
+    # Both sides
+
+    def _direct(self, peer: PeerId) -> Connection | None:
+        return self._swarm.best_connection(peer, DialPolicy.DIRECT)
+
+    def _begin(self, connection: Connection, side: Side) -> Attempt:
+        own, settings = self._addresses.candidates(), self._settings
+        peer = connection.remote_peer
+        relays = {other.remote_address for other in self._swarm.connections(connection.relay)} | {
+            address.split_circuit()[0].without_peer_id() for address in _circuits(self._swarm)
+        }
+        attempt = Attempt(
+            self._swarm,
+            self._tasks,
+            self.trails,
+            settings,
+            CandidateFilter(
+                peer,
+                CandidateLimits(
+                    max_addresses=settings.max_addresses,
+                    max_ips_per_family=settings.max_ips_per_family,
+                ),
+                is_public=self._is_public,
+                own=frozenset((*own, *self._swarm.own_addresses)),
+                relays=frozenset(relays),
+            ),
+            Trail(
+                peer=peer,
+                side=side,
+                relay=connection.relay,
+                started_at=time.time(),
+                own_candidates=own,
+                own_mapping=self._addresses.mapping("quic-v1"),
+            ),
+            prober=self._prober,
+            tcp=self._tcp,
+        )
+        self._attempts[peer] = attempt
+        return attempt
+
+    def _end(self, attempt: Attempt, outcome: Outcome, reason: Reason, detail: str = "") -> None:
+        if self._attempts.get(attempt.peer) is attempt:
+            del self._attempts[attempt.peer]
+        attempt.end(outcome, reason, detail)
+
+    def _offer(self, attempt: Attempt) -> tuple[Multiaddr, ...]:
+        own = self._addresses.candidates()
+        attempt.record_offer(own, self._addresses.mapping("quic-v1"))
+        return own
+
+    # The initiator: the relayed connection came to us
+
+    async def _upgrade(self, connection: Connection) -> None:
+        """Try until there is a direct connection; cancelled with the relayed one."""
+        peer, delays = connection.remote_peer, self._settings.retry_delays
+        failures = 0
+        while self._direct(peer) is None:
+            running = self._attempts.get(peer)
+            if running is not None:
+                # One attempt per peer: another relayed connection's, or the peer's own.
+                await running.ended.wait()
+                continue
+            if len(self._attempts) < self._settings.max_attempts:
+                await self._attempt(connection)
+            else:
+                _log.debug("direct upgrade put off", peer=str(peer), reason="TOO_MANY_ATTEMPTS")
+            if self._direct(peer) is None and delays:
+                await asyncio.sleep(delays[min(failures, len(delays) - 1)])
+                failures += 1
+            elif not delays:
+                return
+
+    async def _attempt(self, connection: Connection) -> None:
+        attempt = self._begin(connection, Side.INITIATOR)
+        outcome, reason, detail = Outcome.ABANDONED, Reason.RELAYED_CONNECTION_CLOSED, ""
+        try:
+            reason = await self._seek(attempt, connection)
+            outcome = Outcome.FAILED
+        except Dep2pError as error:
+            outcome, reason, detail = Outcome.FAILED, Reason.PROTOCOL_ERROR, error.message
+        finally:
+            self._end(attempt, outcome, reason, detail)
+
+    async def _seek(self, attempt: Attempt, connection: Connection) -> Reason:
+        """Dial, then punch. Returns why there is no direct connection, or DIRECT."""
+        peer = attempt.peer
+        identified, _ = await asyncio.gather(
+            self._identify.wait_identified(connection),
+            self._addresses.refresh(apart_from=peer),
+        )
+        if not identified:
+            return Reason.NOT_IDENTIFIED
+        dial = self._dial_advertised(attempt)
+        if dial is None:
+            reason = await self._punch(attempt, connection)
+        else:
+            either: set[asyncio.Future[Any]] = {dial, attempt.direct}
+            await asyncio.wait(
+                either,
+                timeout=self._head_start(connection),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            reason = await self._punch(attempt, connection)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return Reason.DIRECT if attempt.direct.done() else reason
+
+    def _head_start(self, connection: Connection) -> float:
+        rtt = connection.rtt or ASSUMED_RTT
+        return max(self._settings.dial_head_start, ROUND_TRIPS_OF_HEAD_START * rtt)
+
+    def _dial_advertised(self, attempt: Attempt) -> asyncio.Task[None] | None:
+        """Start a plain dial of what the peer advertises ("connection reversal")."""
+        addresses = attempt.judge(
+            [
+                address
+                for address in self._swarm.peerstore.addresses(attempt.peer)
+                if self._is_public(address) and not address.is_circuit
+            ]
+        )
+        if not addresses or attempt.direct.done():
+            return None
+        return attempt.spawn(self._dial(attempt, addresses))
+
+    async def _dial(self, attempt: Attempt, addresses: Sequence[Multiaddr]) -> None:
+        step = Step(
+            kind=StepKind.DIRECT_DIAL,
+            number=0,
+            role=None,
+            addresses=tuple(addresses),
+            started_at=time.time(),
+        )
+        attempt.record_step(step)
+        began = time.monotonic()
+        outcome, detail = Outcome.ABANDONED, ""
+        try:
+            attempt.found(
+                await self._swarm.dial(
+                    attempt.peer,
+                    addresses,
+                    policy=DialPolicy.DIRECT,
+                    timeout=self._settings.dial_timeout,
+                )
+            )
+            outcome = Outcome.DIRECT
+        except Dep2pError as error:
+            outcome, detail = Outcome.FAILED, error.message
+        finally:
+            if attempt.trail.running:
+                duration = time.monotonic() - began
+                attempt.record_step(
+                    dataclasses.replace(step, duration=duration, outcome=outcome, detail=detail)
+                )
+
+    async def _punch(self, attempt: Attempt, connection: Connection) -> Reason:
+        """Run up to three rounds, each with fresh CONNECT and SYNC."""
+        reason = Reason.PUNCH_FAILED
+        supported = PROTOCOL in self._swarm.peerstore.protocols(attempt.peer)
+        for number in range(1, MAX_ROUNDS + 1):
+            if attempt.direct.done():
+                return Reason.DIRECT
+            if not supported:
+                return Reason.PEER_UNSUPPORTED
+            if not self._offer(attempt):
+                return Reason.NO_OWN_ADDRESS
+            act = await initiate(
+                self._swarm,
+                connection,
+                attempt.trail.own_candidates,
+                timeout=self._settings.exchange_timeout,
+            )
+            accepted = attempt.judge(act.addresses)
+            reason = _verdict(attempt, accepted)
+            usable = self._usable(accepted)
+            if not usable:
+                return reason
+            attempt.rounds = number
+            rtt = act.rtt or ASSUMED_RTT
+            role = initiator_role(number, attempt.trail.own_mapping)
+            window = self._settings.act_timeout
+            if number < MAX_ROUNDS:
+                window = min(
+                    max(self._settings.round_time, ROUND_TRIPS_PER_ROUND * rtt),
+                    self._settings.act_timeout,
+                )
+            await asyncio.sleep(max(0.0, act.time - asyncio.get_running_loop().time()))
+            await attempt.act(
+                _round(attempt, role, usable, act.rtt),
+                probe=role is PunchRole.SERVER,
+                window=window,
+            )
+        return reason
+
+    # The receiver: we dialled the relayed connection
+
+    async def _serve(self, stream: Stream) -> None:
+        connection = stream.connection
+        peer = connection.remote_peer
+        refusal = self._refusal(connection)
+        if refusal is not None:
+            _log.info("DCUtR stream refused", peer=str(peer), reason=refusal)
+            stream.reset(CloseCode.GATED)
+            return
+        attempt = self._attempts.get(peer) or self._begin(connection, Side.RECEIVER)
+        attempt.users += 1
+        reason, detail, outcome = Reason.RELAYED_CONNECTION_CLOSED, "", Outcome.ABANDONED
+        try:
+            reason = await self._answer(attempt, stream)
+            outcome = Outcome.FAILED
+        except Dep2pError as error:
+            stream.reset(CloseCode.PROTOCOL_VIOLATION)
+            reason, detail, outcome = Reason.PROTOCOL_ERROR, error.message, Outcome.FAILED
+        finally:
+            attempt.users -= 1
+            if not attempt.users and attempt.trail.side is Side.RECEIVER:
+                self._end(attempt, outcome, reason, detail)
+
+    def _refusal(self, connection: Connection) -> str | None:
+        """Why a peer may not make us punch now; None when it may."""
+        if not connection.relayed:
+            return "NOT_RELAYED"
+        if connection.direction is not Direction.OUTBOUND:
+            # Only who was dialled through the relay begins (the spec, and go-libp2p).
+            return "NOT_DIALLED_BY_US"
+        peer = connection.remote_peer
+        if not self._limiter.allows(peer, asyncio.get_running_loop().time()):
+            return "RATE_LIMITED"
+        if peer not in self._attempts and len(self._attempts) >= self._settings.max_attempts:
+            return "TOO_MANY_ATTEMPTS"
+        return None
+
+    async def _answer(self, attempt: Attempt, stream: Stream) -> Reason:
+        act = await answer(stream, self._offer(attempt), timeout=self._settings.exchange_timeout)
+        accepted = attempt.judge(act.addresses)
+        usable = self._usable(accepted)
+        if usable:
+            attempt.rounds += 1
+            await attempt.act(
+                _round(attempt, PunchRole.CLIENT, usable, None),
+                probe=False,
+                window=self._settings.act_timeout,
+            )
+        return _verdict(attempt, accepted)
+
+    def _usable(self, accepted: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
+        """Those that one of our transports dials."""
+        return tuple(one for one in accepted if self._swarm.transport_for(one) is not None)
+
+
+def _round(
+    attempt: Attempt, role: PunchRole, usable: tuple[Multiaddr, ...], rtt: float | None
+) -> Step:
+    return Step(
+        kind=StepKind.PUNCH,
+        number=attempt.rounds,
+        role=role,
+        addresses=usable,
+        started_at=time.time(),
+        rtt=rtt,
+    )
+
+
+def _verdict(attempt: Attempt, accepted: Sequence[Multiaddr]) -> Reason:
+    """What a failure is most likely due to."""
+    own = attempt.trail.own_candidates
+    if not accepted:
+        return Reason.NO_PEER_ADDRESS
+    if not own:
+        return Reason.NO_OWN_ADDRESS
+    if not {one.transport for one in accepted} & {one.transport for one in own}:
+        return Reason.NO_COMMON_TRANSPORT
+    ours = attempt.trail.own_mapping is MappingBehaviour.ADDRESS_DEPENDENT
+    theirs = _looks_symmetric(accepted)
+    if ours and theirs:
+        return Reason.BOTH_NATS_SYMMETRIC
+    if ours:
+        return Reason.OWN_NAT_SYMMETRIC
+    return Reason.PEER_NAT_SYMMETRIC if theirs else Reason.PUNCH_FAILED
+
+
+def _looks_symmetric(addresses: Sequence[Multiaddr]) -> bool:
+    """Whether several ports of one IP address are offered for UDP: one for each observer."""
+    ports: dict[object, set[int | None]] = {}
+    for address in addresses:
+        if address.transport == "quic-v1":
+            ports.setdefault(address.ip, set()).add(address.port)
+    return any(len(found) > 1 for found in ports.values())
+
+
+def _circuits(swarm: Swarm) -> list[Multiaddr]:
+    return [address for address in swarm.own_addresses if address.is_circuit]

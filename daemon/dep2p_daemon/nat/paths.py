@@ -1,0 +1,111 @@
+"""Which path a peer's new streams take, and the end of relayed connections that have a better one.
+
+A direct connection takes the place of a relayed one for all new streams at once (the swarm's
+`best_connection`). The relayed one is closed when its last stream has ended, or after a grace
+time. Between our own nodes a path set will one day carry the streams themselves across.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dep2p_daemon.muxed import CloseCode
+from dep2p_daemon.swarm.dialing import DialPolicy
+
+if TYPE_CHECKING:
+    from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.muxed import Connection
+    from dep2p_daemon.swarm.swarm import Swarm
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    """New streams to a peer take another path: relayed became direct, or the other way round."""
+
+    peer: PeerId
+    connection: Connection
+    """What new streams use from now on."""
+    previous: str
+    """"direct" or "relayed"."""
+
+    @property
+    def path(self) -> str:
+        """What it is now: "direct" or "relayed"."""
+        return self.connection.path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PathSettings:
+    """Times in seconds."""
+
+    relayed_linger: float = 2.0
+    """A relayed connection that is not needed any more is closed once it was without streams
+    for this long: the peer needs a moment to learn of the direct one too."""
+    relayed_grace: float = 300.0
+    """It is closed after this even if streams are left on it."""
+
+
+class PathWatch:
+    """Publishes `PathChanged`; closes relayed connections that are not needed any more.
+
+    A `SwarmObserver`; its tasks are the swarm's.
+    """
+
+    def __init__(self, swarm: Swarm, settings: PathSettings | None = None) -> None:
+        self._swarm = swarm
+        self._settings = settings or PathSettings()
+        self._paths: dict[PeerId, str] = {}
+        swarm.observe(self)
+
+    async def connection_opened(self, connection: Connection) -> None:
+        """Note the path; a direct connection retires the relayed ones that were there."""
+        peer = connection.remote_peer
+        self._note(peer)
+        if not connection.relayed:
+            for other in self._swarm.connections(peer):
+                if other.relayed:
+                    self._swarm.spawn(self._retire(other))
+
+    def connection_closed(self, connection: Connection) -> None:
+        """Note the path that is left."""
+        self._note(connection.remote_peer)
+
+    def node_changed(self) -> None:
+        """Our addresses and protocols change no path."""
+
+    def _note(self, peer: PeerId) -> None:
+        best = self._swarm.best_connection(peer)
+        if best is None:
+            self._paths.pop(peer, None)
+            return
+        previous = self._paths.get(peer)
+        self._paths[peer] = best.path
+        if previous is None or previous == best.path:
+            return
+        _log.info(
+            "path changed",
+            peer=str(peer),
+            path=best.path,
+            previous=previous,
+            connection=best.id,
+            address=str(best.remote_address),
+        )
+        self._swarm.events.publish(PathChanged(peer, best, previous))
+
+    async def _retire(self, connection: Connection) -> None:
+        settings = self._settings
+        now = asyncio.get_running_loop().time
+        deadline = now() + settings.relayed_grace
+        while not connection.is_closed:
+            idle = not connection.streams
+            await asyncio.sleep(settings.relayed_linger)
+            if self._swarm.best_connection(connection.remote_peer, DialPolicy.DIRECT) is None:
+                return  # the direct one has gone again
+            if (idle and not connection.streams) or now() >= deadline:
+                await connection.close(CloseCode.SUPPLANTED, "there is a direct connection")
