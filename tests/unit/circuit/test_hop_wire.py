@@ -351,6 +351,34 @@ async def test_one_peer_cannot_have_endless_exchanges_under_way() -> None:
 
 
 @virtual_time
+async def test_circuits_that_run_are_no_exchanges_under_way() -> None:
+    async with scene(RelayServerSettings(max_pending_per_peer=2)) as s:
+        await s.ask(s.bob, HopReserve())
+        s.answer_stop(accept)
+        for _ in range(5):
+            _, status = await s.ask(s.alice, HopConnect(s.bob.peer))
+            assert status == HopStatus(Status.OK)
+        assert len(s.relay.relay.circuits) == 5
+
+
+@virtual_time
+async def test_a_reservation_is_over_at_once_though_the_connections_streams_still_wind_up() -> None:
+    async with scene() as s:
+        await s.ask(s.bob, HopReserve())
+
+        async def take_your_time(stream: Stream) -> None:
+            await asyncio.sleep(3)
+
+        s.relay.swarm.set_handler("/test/slow", take_your_time)
+        slow = await s.bob.swarm.open_stream(s.relay.peer, ["/test/slow"])
+        await s.open(s.alice)
+        await slow.connection.close()
+        _, status = await s.ask(s.alice, HopConnect(s.bob.peer))
+        assert status == HopStatus(Status.NO_RESERVATION)
+        assert s.relay.relay.reservations == ()
+
+
+@virtual_time
 async def test_nothing_is_granted_over_a_connection_that_is_relayed_itself() -> None:
     async with scene() as s:
         _, status = await s.ask(s.bob, HopReserve())

@@ -228,7 +228,8 @@ async def test_a_source_that_is_not_whom_the_relay_claims_is_refused() -> None:
     async with scene() as s, asyncio.TaskGroup() as tasks:
         connection = await dialled_as(s, OTHER, tasks)
         # The handshake is over for the initiator; then the responder finds the wrong peer id.
-        await connection.wait_closed()
+        async with asyncio.timeout(60):
+            await connection.wait_closed()
         assert s.client.swarm.connections(CLAIMED.peer_id) == ()
         assert s.client.swarm.connections(OTHER.peer_id) == ()
 
