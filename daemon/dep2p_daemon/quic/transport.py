@@ -14,6 +14,7 @@ import structlog
 from typing_extensions import override
 
 from dep2p_daemon.errors import (
+    ConfigError,
     ConnectionClosedError,
     Dep2pError,
     InvalidArgumentError,
@@ -177,7 +178,17 @@ class QuicTransport(Transport):
     @override
     async def dial(self, address: Multiaddr, peer: PeerId) -> Connection:
         host, port = _host_and_port(address)
-        driver = self._driver_for(address)
+        try:
+            driver = self._driver_for(address)
+            target = driver.socket.address(host, port)
+        except (ConfigError, OSError) as error:
+            raise UnreachableError(
+                f"cannot connect to {address}: {error}",
+                reason="NO_SOCKET",
+                remedy="check that this machine has addresses of that family and that interface",
+                address=address,
+                peer=peer,
+            ) from error
         established: asyncio.Future[QuicConnection] = asyncio.get_running_loop().create_future()
 
         def failed(error: Dep2pError) -> None:
@@ -188,7 +199,6 @@ class QuicTransport(Transport):
             if not established.done():
                 established.set_result(connection)
 
-        target = driver.socket.address(host, port)
         session = driver.endpoint.connect(target, peer, on_established=succeeded, on_failed=failed)
         driver.flush()
         try:

@@ -75,6 +75,15 @@ def configure(sock: socket.socket, settings: UdpSettings, *, is_wildcard: bool) 
         gso=gso,
         dont_fragment=dont_fragment,
     )
+    if granted["receive"] < settings.buffer_bytes // 2:
+        # Bursts that do not fit are lost, and QUIC slows down for it.
+        _log.info(
+            "udp buffers are smaller than wanted",
+            wanted_buffer=settings.buffer_bytes,
+            receive_buffer=granted["receive"],
+            remedy=f"sysctl -w net.core.rmem_max={settings.buffer_bytes}"
+            f" net.core.wmem_max={settings.buffer_bytes}",
+        )
     return gso
 
 

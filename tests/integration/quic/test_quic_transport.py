@@ -24,6 +24,7 @@ from dep2p_daemon.muxed import CloseCode, Direction
 from dep2p_daemon.quic.settings import QuicSettings
 from dep2p_daemon.quic.transport import QuicTransport
 from dep2p_daemon.udp.settings import UdpSettings
+from dep2p_daemon.udp.socket import UdpSocket
 
 MakeNode = Callable[..., Awaitable[Any]]
 LOOPBACK = "/ip4/127.0.0.1/udp/0/quic-v1"
@@ -343,3 +344,25 @@ async def test_an_earlier_deadline_is_not_missed(make_node: MakeNode) -> None:
         await stream.write(b"x")
         await until(lambda: recovery.bytes_in_flight > 0)
         await until(lambda: recovery.bytes_in_flight == 0)
+
+
+async def test_a_family_that_the_machine_lacks_is_unreachable(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await make_node()
+
+    def refuse(*_: object) -> None:
+        raise ConfigError("cannot listen on UDP :: port 0: Address family not supported")
+
+    monkeypatch.setattr(UdpSocket, "open", refuse)
+    address = Multiaddr.parse("/ip6/::1/udp/1/quic-v1")
+    with pytest.raises(UnreachableError, match="Address family not supported"):
+        await client.transport.dial(address, client.key.peer_id)
+
+
+async def test_an_interface_that_does_not_exist_is_unreachable(make_node: MakeNode) -> None:
+    client = await make_node()
+    address = Multiaddr.parse("/ip6zone/nonesuch0/ip6/fe80::1/udp/1/quic-v1")
+    with pytest.raises(UnreachableError) as caught:
+        await client.transport.dial(address, client.key.peer_id)
+    assert caught.value.reason == "NO_SOCKET"
