@@ -379,6 +379,18 @@ async def test_a_reservation_is_over_at_once_though_the_connections_streams_stil
 
 
 @virtual_time
+async def test_a_request_that_outlives_its_connection_reserves_nothing() -> None:
+    """Its end has been told already: nothing would end the reservation but its expiry."""
+    async with scene() as s:
+        await s.open(s.bob)
+        (connection,) = s.relay.swarm.connections(s.bob.peer)
+        (stream,) = connection.streams
+        await connection.close()
+        await s.relay.relay._reserve(stream)
+        assert s.relay.relay.reservations == ()
+
+
+@virtual_time
 async def test_nothing_is_granted_over_a_connection_that_is_relayed_itself() -> None:
     async with scene() as s:
         _, status = await s.ask(s.bob, HopReserve())

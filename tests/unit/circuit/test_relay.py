@@ -98,6 +98,7 @@ async def test_two_nodes_talk_through_a_relay() -> None:
         assert closed.circuit.circuit_id == circuit.circuit_id
         assert closed.circuit.close_reason is CloseReason.COMPLETED
         assert nodes.relay.relay.circuits == ()
+        assert len(nodes.relay.relay._circuits._pairs) == 0, "no rate is kept for pairs that left"
 
 
 @virtual_time
@@ -304,7 +305,6 @@ async def test_a_circuit_with_a_peer_gone_and_the_other_asleep_does_not_last_for
             async with asyncio.timeout(5):
                 await hop.write(bytes(10 << 20))
         hop.reset()
-        began = asyncio.get_running_loop().time()
-        closed = await nodes.relay.next(CircuitClosed)
+        async with asyncio.timeout(200):
+            closed = await nodes.relay.next(CircuitClosed)
         assert closed.circuit.close_reason is CloseReason.RESET_BY_SOURCE
-        assert asyncio.get_running_loop().time() - began < 200
