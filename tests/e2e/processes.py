@@ -105,6 +105,9 @@ class Daemon:
         self.data_dir = directory / "data"
         self.program = "dep2pd"
         self.listen = "127.0.0.1"
+        """Empty: the daemon's default, all interfaces."""
+        self.prefix: tuple[str, ...] = ()
+        """Before the command, and gone with its `exec`: the pid stays the daemon's own."""
         self.env: dict[str, str] = {}
         self.config = ""
         """Text of its configuration file, written at each start."""
@@ -128,6 +131,11 @@ class Daemon:
         return self._process
 
     @property
+    def started(self) -> bool:
+        """Whether it ever was; it may have ended since."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """Of the last process started."""
         return self.process.pid
@@ -143,13 +151,14 @@ class Daemon:
             f"--socket={self.socket}",
             "--log-format=json",
         ]
-        if not any(flag.startswith("--listen") for flag in self.flags):
+        if self.listen and not any(flag.startswith("--listen") for flag in self.flags):
             flags.append(f"--listen={self.listen}")
         if not any(flag.startswith("--port") for flag in self.flags):
             flags.append("--port=0")
         if not any(flag.startswith("--log-level") for flag in self.flags):
             flags.append("--log-level=info")
         self._process = await asyncio.create_subprocess_exec(
+            *self.prefix,
             BIN / self.program,
             *flags,
             *self.flags,
@@ -315,7 +324,7 @@ async def daemons() -> AsyncIterator[Daemons]:
         raise
     finally:
         for daemon in reversed(start.all):
-            if daemon._process is not None:
+            if daemon.started:
                 with contextlib.suppress(TimeoutError):
                     await daemon.stop()
             shutil.rmtree(daemon.directory, ignore_errors=True)
