@@ -155,6 +155,27 @@ class Node:
         response = await unary(self._peers.Dial, request, timeout=timeout, socket=self.socket_path)
         return response.connection
 
+    async def dial_direct(
+        self,
+        peer: str,
+        *,
+        wait: float,
+        policy: Policy = "auto",
+        force_new: bool = False,
+        timeout: float = DIAL_SECONDS,
+    ) -> peer_service_pb2.DialResponse:
+        """Dial, and if the path is relayed wait up to `wait` seconds for a direct one.
+
+        The answer has the connection, and `direct_failure` where it is relayed still. `timeout`
+        is the dial's own. Raises as `dial`.
+        """
+        request = peer_service_pb2.DialRequest(
+            peer=peer, policy=_POLICIES[policy], force_new=force_new, wait_direct=_duration(wait)
+        )
+        return await unary(
+            self._peers.Dial, request, timeout=timeout + wait, socket=self.socket_path
+        )
+
     async def disconnect(
         self, peer_id: str, connection_id: str = "", *, timeout: float = CALL_SECONDS
     ) -> int:

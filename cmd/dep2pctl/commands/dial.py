@@ -28,6 +28,7 @@ PING_SECONDS: Final = 2.0
     dep2pctl dial /ip4/203.0.113.7/udp/4001/quic-v1/p2p/12D3KooW...
     dep2pctl dial /ip4/203.0.113.10/udp/4001/quic-v1/p2p/12D3KooW.../p2p-circuit/p2p/12D3KooW...
     dep2pctl -o json dial 12D3KooW... --policy direct | jq -r .path
+    dep2pctl dial 12D3KooW... --wait-direct 10s
     """,
 )
 @click.argument("peer")
@@ -38,22 +39,51 @@ PING_SECONDS: Final = 2.0
     help="Which paths may be used; auto tries direct addresses and relays. [auto]",
 )
 @click.option("--new", is_flag=True, help="Make a new connection even if there is one.")
+@click.option(
+    "--wait-direct",
+    type=DURATION,
+    help="If the path is relayed, wait this long for a direct one, or for why there is none.",
+)
 @click.option("--timeout", type=DURATION, default="30s", help="Give up after this time. [30s]")
 @pass_session
-def dial(session: Session, peer: str, policy: dep2p.Policy, new: bool, timeout: float) -> None:
+def dial(
+    session: Session,
+    peer: str,
+    policy: dep2p.Policy,
+    new: bool,
+    wait_direct: float | None,
+    timeout: float,
+) -> None:
     """Connect to a peer and tell by which path.
 
     PEER is a peer id, or an address that ends in /p2p/PEER_ID. Behind a relay it is
     RELAY_ADDRESS/p2p/RELAY_ID/p2p-circuit/p2p/PEER_ID.
+
+    With --wait-direct, a path that stays relayed is no error: the output says why it does.
     """
 
     async def work(node: dep2p.Node) -> None:
         from dep2pctl.views import connection_fields
 
-        connection = await node.dial(peer, policy=policy, force_new=new, timeout=timeout)
+        if wait_direct is None:
+            connection = await node.dial(peer, policy=policy, force_new=new, timeout=timeout)
+            failure = None
+        else:
+            response = await node.dial_direct(
+                peer, wait=wait_direct, policy=policy, force_new=new, timeout=timeout
+            )
+            connection = response.connection
+            failure = response.direct_failure if response.HasField("direct_failure") else None
         if not connection.HasField("rtt_ms"):
             await _measure(node, connection)
-        session.show(as_json(connection), lambda: write_fields(connection_fields(connection)))
+        fields, values = connection_fields(connection), as_json(connection)
+        if wait_direct is not None:
+            values["direct_failure"] = None if failure is None else as_json(failure)
+        if failure is not None:
+            fields.append(("not direct", f"{failure.message} ({failure.reason})"))
+            if failure.remedy:
+                fields.append(("remedy", failure.remedy))
+        session.show(values, lambda: write_fields(fields))
 
     session.run(work)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-ROUND_TRIPS_PER_ROUND: Final = 8
+ROUND_TRIPS_PER_ROUND: Final = 5
 ROUND_TRIPS_OF_HEAD_START: Final = 4
 ASSUMED_RTT: Final = 0.1
 """Seconds, where the relayed connection has not measured any."""

@@ -25,8 +25,8 @@ class PunchSettings:
     dial_head_start: float = 0.4
     """What that dial gets, at least, before the punching begins beside it; four round trips
     where they are longer."""
-    round_time: float = 0.75
-    """A round but the last gets this at least, and eight round trips where they are longer."""
+    round_time: float = 0.5
+    """A round but the last gets this at least, and five round trips where they are longer."""
     act_timeout: float = 5.0
     """For the last round, and for each dial (go-libp2p's)."""
     retry_delays: tuple[float, ...] = (30.0, 120.0, 600.0)

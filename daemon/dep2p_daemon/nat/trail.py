@@ -73,6 +73,9 @@ class Reason(enum.Enum):
     BOTH_NATS_SYMMETRIC = "BOTH_NATS_SYMMETRIC"
     RELAYED_CONNECTION_CLOSED = "RELAYED_CONNECTION_CLOSED"
     STOPPING = "STOPPING"
+    UNDER_WAY = "UNDER_WAY"
+    NO_ATTEMPT = "NO_ATTEMPT"
+    HOLE_PUNCHING_OFF = "HOLE_PUNCHING_OFF"
 
 
 _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
@@ -126,6 +129,15 @@ _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
         "dial the peer again",
     ),
     Reason.STOPPING: ("this node is stopping", ""),
+    Reason.UNDER_WAY: ("the attempt to get through directly is still under way", "wait longer"),
+    Reason.NO_ATTEMPT: (
+        "the peer has not begun to punch, which is its part: it was dialled through the relay",
+        "look whether hole punching is turned on there, and at that node's log",
+    ),
+    Reason.HOLE_PUNCHING_OFF: (
+        "hole punching is turned off on this node",
+        "set nat.hole_punching = true in its configuration",
+    ),
 }
 
 

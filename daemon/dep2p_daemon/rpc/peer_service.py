@@ -16,6 +16,7 @@ from dep2p_daemon.errors import (
 )
 from dep2p_daemon.identity.peer_id import PeerId
 from dep2p_daemon.multiaddr import parse_dial_target
+from dep2p_daemon.nat.wait_direct import DirectFailure, wait_direct
 from dep2p_daemon.protocols import perf, ping
 from dep2p_daemon.rpc.conversion import connection_message, path_of, peer_message
 from dep2p_daemon.rpc.deadlines import DIAL_SECONDS, MAX_DIAL_SECONDS, seconds_left
@@ -61,7 +62,24 @@ class PeerService(peer_service_pb2_grpc.PeerServiceServicer):
         connection = await self._dial(
             request.peer, context, policy=policy, force_new=request.force_new
         )
-        return peer_service_pb2.DialResponse(connection=connection_message(connection))
+        response = peer_service_pb2.DialResponse()
+        if request.HasField("wait_direct") and connection.relayed:
+            wait = request.wait_direct.ToNanoseconds() / 1e9
+            left = seconds_left(context, default=wait, maximum=MAX_DIAL_SECONDS)
+            found = await wait_direct(
+                self._swarm,
+                self._daemon.hole_puncher,
+                connection.remote_peer,
+                max(0.0, min(wait, left)),
+            )
+            if isinstance(found, DirectFailure):
+                response.direct_failure.reason = found.reason.value
+                response.direct_failure.message = found.message
+                response.direct_failure.remedy = found.remedy
+            else:
+                connection = found
+        response.connection.CopyFrom(connection_message(connection))
+        return response
 
     async def _dial(
         self,

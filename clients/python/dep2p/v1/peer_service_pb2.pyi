@@ -58,6 +58,7 @@ class DialRequest(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     FORCE_NEW_FIELD_NUMBER: _builtins.int
+    WAIT_DIRECT_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     """peer is a peer id, or a multiaddr that ends in /p2p/<peer id>, such as
     /ip4/203.0.113.10/udp/4001/quic-v1/p2p/<relay>/p2p-circuit/p2p/<peer id>.
@@ -66,16 +67,23 @@ class DialRequest(_message.Message):
     """policy says which paths may be used."""
     force_new: _builtins.bool
     """force_new asks for a new connection even if one is open."""
+    @_builtins.property
+    def wait_direct(self) -> _duration_pb2.Duration:
+        """wait_direct is how long to wait, once connected through a relay, for hole
+        punching to make the path direct. Absent: not at all.
+        """
+
     def __init__(
         self,
         *,
         peer: _builtins.str = ...,
         policy: Global___DialPolicy.ValueType = ...,
         force_new: _builtins.bool = ...,
+        wait_direct: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait_direct", b"wait_direct"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_new", b"force_new", "peer", b"peer", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_new", b"force_new", "peer", b"peer", "policy", b"policy", "wait_direct", b"wait_direct"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -88,22 +96,58 @@ class DialResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONNECTION_FIELD_NUMBER: _builtins.int
+    DIRECT_FAILURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def connection(self) -> _peer_pb2.Connection:
         """connection is the one that new streams will use."""
+
+    @_builtins.property
+    def direct_failure(self) -> Global___DirectFailure:
+        """direct_failure is set when wait_direct was, and the path is relayed still."""
 
     def __init__(
         self,
         *,
         connection: _peer_pb2.Connection | None = ...,
+        direct_failure: Global___DirectFailure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "direct_failure", b"direct_failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "direct_failure", b"direct_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DialResponse: _TypeAlias = DialResponse  # noqa: Y015
+
+@_typing.final
+class DirectFailure(_message.Message):
+    """DirectFailure tells why there is no direct path to a peer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """reason is a code such as PUNCH_FAILED or NO_PEER_ADDRESS."""
+    message: _builtins.str
+    """message is the same for people."""
+    remedy: _builtins.str
+    """remedy is what can be done about it; may be empty."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "remedy", b"remedy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectFailure: _TypeAlias = DirectFailure  # noqa: Y015
 
 @_typing.final
 class DisconnectRequest(_message.Message):
