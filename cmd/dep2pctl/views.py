@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 CONNECTION_HEADERS: Final = ("ID", "PEER", "PATH", "DIR", "RTT", "STREAMS", "AGE", "REMOTE ADDRESS")
 PEER_HEADERS: Final = ("PEER", "PATH", "RTT", "CONNECTIONS", "AGENT")
-RELAY_HEADERS: Final = ("RELAY", "STATE", "EXPIRES", "RTT", "LIMITS", "LAST ERROR")
+RELAY_HEADERS: Final = (
+    "RELAY",
+    "STATE",
+    "SOURCE",
+    "EXPIRES",
+    "NEXT TRY",
+    "RTT",
+    "LIMITS",
+    "LAST ERROR",
+)
 
 
 def path_name(path: Path.ValueType) -> str:
@@ -137,11 +146,12 @@ def peer_fields(peer: Peer, now: float) -> list[tuple[str, object]]:
 
 def relay_row(relay: Relay, now: float) -> Sequence[object]:
     """A relay under RELAY_HEADERS."""
-    expires = relay.expire_time.seconds - now if relay.HasField("expire_time") else None
     return (
         relay.peer_id,
         state_name(relay),
-        None if expires is None else f"in {duration(max(0.0, expires))}",
+        enum_name(Relay.Source.DESCRIPTOR, relay.source) or "-",
+        _in(relay.expire_time, now) if relay.HasField("expire_time") else None,
+        _in(relay.next_try_time, now) if relay.HasField("next_try_time") else None,
         milliseconds(relay.rtt_ms if relay.HasField("rtt_ms") else None),
         limits_text(relay.limits if relay.HasField("limits") else None),
         relay.last_error,
@@ -154,9 +164,10 @@ def relay_fields(relay: Relay, now: float) -> list[tuple[str, object]]:
     return [
         ("relay", relay.peer_id),
         ("state", row[1]),
-        ("reached at", relay.address),
-        ("expires", row[2]),
-        ("limits of circuits", row[4]),
+        ("source", row[2]),
+        ("reached at", relay.remote_address or relay.address),
+        ("expires", row[3]),
+        ("limits of circuits", row[6]),
         ("peers reach us at", list(relay.circuit_addresses)),
         *([("last error", relay.last_error)] if relay.last_error else []),
     ]
@@ -213,6 +224,11 @@ def circuit_text(circuit: Circuit) -> str:
 
 def _connection_text(connection: Connection) -> str:
     return f"{connection.peer_id} {path_name(connection.path)} {connection.remote_address}"
+
+
+def _in(until: Timestamp, now: float) -> str:
+    """How far ahead a time is."""
+    return f"in {duration(max(0.0, until.seconds + until.nanos / 1e9 - now))}"
 
 
 def age(since: Timestamp, now: float) -> str:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Final, Self
 import structlog
 
 from dep2p_daemon.circuit.admission import AdmissionLimits
+from dep2p_daemon.circuit.relay_choice import ChoiceSettings
 from dep2p_daemon.circuit.relay_client import RelayClient
 from dep2p_daemon.circuit.relay_server import RelayServer, RelayServerSettings
+from dep2p_daemon.circuit.relay_supervisor import RelaySupervisor, SupervisorSettings
 from dep2p_daemon.circuit.transport import CircuitSettings, CircuitTransport
 from dep2p_daemon.discovery import bootstrap
 from dep2p_daemon.discovery.dns import Resolver
@@ -76,6 +78,7 @@ class Daemon:
     swarm: Swarm
     identify: Identify
     relay_client: RelayClient
+    relay_supervisor: RelaySupervisor
     address_watch: AddressWatch
     hole_puncher: HolePuncher | None
     """None when hole punching is turned off."""
@@ -141,6 +144,12 @@ class Daemon:
         await self._start_nat(stack, quic, tcp)
         self.relay_client = await stack.enter_async_context(
             RelayClient(self.swarm, self.events, transport=circuits)
+        )
+        choice = ChoiceSettings(wanted=config.relay_client.wanted)
+        self.relay_supervisor = await stack.enter_async_context(
+            RelaySupervisor(
+                self.relay_client, self.swarm, self.events, SupervisorSettings(choice=choice)
+            )
         )
         self.relay_server = None
         if config.relay_server.enabled:

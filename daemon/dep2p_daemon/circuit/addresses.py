@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dep2p_daemon.circuit.messages import fitting_addresses
+from dep2p_daemon.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dep2p_daemon.identity.peer_id import PeerId
-    from dep2p_daemon.multiaddr import Multiaddr
 
 MAX_CIRCUIT_ADDRESSES: Final = 8
 """Addresses that we tell others of for one relay; a relay that gives more cannot flood them."""
@@ -46,6 +46,24 @@ def circuit_addresses(
         address.with_peer_id(relay) / "/p2p-circuit"
         for address in list(dict.fromkeys(reached))[:MAX_CIRCUIT_ADDRESSES]
     )
+
+
+def ways_to_relay(addresses: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
+    """Return `addresses`, and for each QUIC one its TCP twin, for networks that drop UDP.
+
+    A relay listens on one port number for both (ours do, and go-libp2p's by default). The swarm
+    tries QUIC first.
+    """
+    twins = [twin for address in addresses if (twin := tcp_twin(address)) is not None]
+    return tuple(dict.fromkeys([*addresses, *twins]))
+
+
+def tcp_twin(address: Multiaddr) -> Multiaddr | None:
+    """Return the TCP address of the host and port of a QUIC one; None for any other address."""
+    if address.is_circuit or address.transport != "quic-v1":
+        return None
+    host = str(address).partition("/udp/")[0]
+    return Multiaddr.parse(f"{host}/tcp/{address.port}")
 
 
 def _is_public(address: Multiaddr) -> bool:

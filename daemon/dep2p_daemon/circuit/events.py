@@ -51,6 +51,17 @@ class RelayState(enum.Enum):
     """Given up by request; the last status of a relay."""
 
 
+class RelaySource(enum.Enum):
+    """Whose wish it is to use a relay; named as in the public API. The first ones count more."""
+
+    CONFIGURED = "CONFIGURED"
+    """The configuration's: held whatever happens."""
+    REQUESTED = "REQUESTED"
+    """Somebody called ConnectRelay: held until DisconnectRelay."""
+    DISCOVERED = "DISCOVERED"
+    """A connected peer that relays; held while there are fewer relays than wanted."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReservationStatus:
     """A reservation at our relay."""
@@ -104,6 +115,10 @@ class RelayStatus:
     """When the next refresh or attempt is due."""
     rtt: float | None = None
     """Round trip to the relay in seconds, where one was measured."""
+    source: RelaySource = RelaySource.CONFIGURED
+    """How the relay came to be used."""
+    remote_address: Multiaddr | None = None
+    """Where the connection that holds the reservation leads; None when there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ disagree do not matter.
   relay do not come back in step. Until it succeeds the old reservation stands.
 - A lost connection is followed by an attempt at once, unless it was lost right after the
   last one: then, and after every failure, by waiting, twice as long each time up to a maximum.
-  It never gives up.
+  It never gives up. While the node holds no relay at all (`alone`) the maximum is small: nobody
+  can reach it then.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class KeeperSettings:
     backoff_base: float = 1.0
     """The wait after the first failure; it doubles with each further one."""
     backoff_max: float = 60.0
-    """The longest wait."""
+    """The longest wait while another relay is held."""
+    backoff_max_alone: float = 3.0
+    """The longest wait while none is: a relay that comes back is found within 5 s."""
     refresh_from: float = 0.65
     """A refresh is due at a random moment from this part of the reservation's life ..."""
     refresh_to: float = 0.8
@@ -103,10 +106,10 @@ class Keeper:
         self.expires_at = now + time_to_live
         self.next_try_at = now + max(settings.min_refresh, time_to_live * part)
 
-    def failed(self, now: float) -> None:
-        """An attempt, or a refresh, failed."""
+    def failed(self, now: float, *, alone: bool = False) -> None:
+        """An attempt, or a refresh, failed. `alone`: no relay is held, and this one was silent."""
         self._step(Signal.FAILED)
-        self._wait_longer(now)
+        self._wait_longer(now, alone=alone)
 
     def lost(self, now: float) -> None:
         """The connection that held the reservation ended."""
@@ -141,9 +144,10 @@ class Keeper:
     def _step(self, signal: Signal) -> None:
         self.state = TRANSITIONS[self.state, signal]
 
-    def _wait_longer(self, now: float) -> None:
+    def _wait_longer(self, now: float, *, alone: bool = False) -> None:
         self._failures += 1
         settings = self._settings
+        longest = settings.backoff_max_alone if alone else settings.backoff_max
         # The exponent is bounded: a relay that is away for weeks must not overflow a float.
         wait = settings.backoff_base * 2.0 ** min(self._failures - 1, 32)
-        self.next_try_at = now + min(wait, settings.backoff_max) * self._random.uniform(0.8, 1.0)
+        self.next_try_at = now + min(wait, longest) * self._random.uniform(0.8, 1.0)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
-from dep2p_daemon.circuit.addresses import circuit_addresses
-from dep2p_daemon.circuit.events import RelayChanged, RelayState, RelayStatus
+from dep2p_daemon.circuit.addresses import circuit_addresses, ways_to_relay
+from dep2p_daemon.circuit.events import RelayChanged, RelaySource, RelayState, RelayStatus
 from dep2p_daemon.circuit.hop import Granted, reach_relay, reserve
 from dep2p_daemon.circuit.keeper import Keeper, KeeperSettings
 from dep2p_daemon.errors import (
@@ -30,6 +30,7 @@ from dep2p_daemon.errors import (
     NotFoundError,
     PreconditionError,
     ResourceLimitError,
+    UnreachableError,
 )
 from dep2p_daemon.multiaddr import parse_relay_address
 from dep2p_daemon.swarm.dialing import DialPolicy
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_LOG_INTERVAL: Final = 300.0
+"""Seconds between two log lines about a failure that is always the same."""
+
 _MAX_ADDRESSES: Final = 4
 """Addresses remembered for one relay; the ones given last."""
 
@@ -57,6 +61,9 @@ class RelayClientSettings:
     keeper: KeeperSettings = field(default_factory=KeeperSettings)
     relay_timeout: float = 10.0
     """For the connection to a relay."""
+    alone_timeout: float = 5.0
+    """The same while no relay is held and nobody waits (go-libp2p's): QUIC's own pauses grow, and
+    a fresh attempt finds a relay that has just started sooner."""
     reserve_timeout: float = 15.0
     """For a relay's answer to RESERVE."""
     max_relays: int = 16
@@ -73,10 +80,14 @@ class _Relay:
     keeper: Keeper
     kept: bool
     """Held through failures; a relay that never worked is dropped when `connect` fails."""
+    source: RelaySource
     task: asyncio.Task[None] | None = None
     connection: Connection | None = None
     granted: Granted | None = None
     error: Dep2pError | None = None
+    logged: tuple[str, RelayState] | None = None
+    """The failure that the log told of last."""
+    logged_at: float = 0.0
     to_unix: float = 0.0
     """Unix time less the loop's, when the keeper's times were set."""
     nudge: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,6 +98,11 @@ class _Relay:
     def reserved(self) -> Granted | None:
         """The grant, while it holds."""
         return self.granted if self.keeper.state is RelayState.RESERVED else None
+
+    @property
+    def silent(self) -> bool:
+        """Whether the last attempt failed because nobody was there; a refusal is an answer."""
+        return isinstance(self.error, UnreachableError)
 
     def take_waiters(self) -> list[asyncio.Future[None]]:
         """Return those who still wait for the attempt, which has ended; they wait no more."""
@@ -147,14 +163,16 @@ class RelayClient:
             relay.fail_waiters(PreconditionError("the node is stopping", reason="STOPPING"))
         await self._tasks.__aexit__(None, None, None)
 
-    def add(self, address: Multiaddr) -> RelayStatus:
+    def add(
+        self, address: Multiaddr, *, source: RelaySource = RelaySource.CONFIGURED
+    ) -> RelayStatus:
         """Keep a relay from now on, whether or not it can be reached yet.
 
         Raises:
             MultiaddrError, InvalidArgumentError: not a relay's address.
             ResourceLimitError: too many relays.
         """
-        relay = self._wanted(address)
+        relay = self._wanted(address, source)
         relay.kept = True
         return self._status(relay)
 
@@ -171,7 +189,7 @@ class RelayClient:
             PreconditionError: reason RELAY_NOT_SUPPORTED, the peer is no relay.
             ResourceLimitError: too many relays.
         """
-        relay = self._wanted(address)
+        relay = self._wanted(address, RelaySource.REQUESTED)
         if relay.reserved is None:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             relay.waiters.append(waiter)
@@ -206,16 +224,36 @@ class RelayClient:
         self._forget(relay)
         await self._swarm.disconnect(peer)
 
+    def release(self, peer: PeerId) -> None:
+        """Forget a relay and leave the connection to it open. Idempotent.
+
+        The relay keeps our reservation until it ends, which does no harm.
+        """
+        relay = self._relays.get(peer)
+        if relay is not None:
+            self._forget(relay)
+
+    def refresh(self, peer: PeerId) -> None:
+        """Try now: to refresh the reservation over the newest connection, or to make it."""
+        relay = self._relays.get(peer)
+        if relay is not None:
+            relay.nudge.set()
+
+    def addresses_of(self, peer: PeerId) -> tuple[Multiaddr, ...]:
+        """Return the addresses at which a relay of ours is dialled, without `/p2p`."""
+        relay = self._relays.get(peer)
+        return () if relay is None else tuple(relay.addresses)
+
     def circuits_to(self, peer: PeerId) -> tuple[Multiaddr, ...]:
         """Return the addresses under which `peer` is reached if it uses a relay that we use too.
 
-        The swarm tries them for a peer that is dialled by its id alone.
+        The swarm tries them for a peer that is dialled by its id alone. A relay at which we hold
+        nothing now may hold a reservation of the peer all the same.
         """
+        relays = [relay for relay in self._relays.values() if relay.peer != peer]
+        relays.sort(key=lambda relay: relay.reserved is None)
         return tuple(
-            address
-            for relay in self._relays.values()
-            if relay.peer != peer
-            for address in self._addresses(relay)[:1]
+            relay.addresses[0].with_peer_id(relay.peer) / "/p2p-circuit" for relay in relays
         )
 
     # The swarm tells of connections (`SwarmObserver`).
@@ -235,7 +273,7 @@ class RelayClient:
     def node_changed(self) -> None:
         """Nothing here hangs on our own addresses or protocols."""
 
-    def _wanted(self, address: Multiaddr) -> _Relay:
+    def _wanted(self, address: Multiaddr, source: RelaySource) -> _Relay:
         address = parse_relay_address(str(address))
         peer = address.peer_id
         if peer is None or peer == self._swarm.local_peer:
@@ -258,6 +296,7 @@ class RelayClient:
                 relay.addresses.remove(reached)
             relay.addresses.insert(0, reached)
             del relay.addresses[_MAX_ADDRESSES:]
+            relay.source = min(relay.source, source, key=list(RelaySource).index)
             if relay.reserved is not None:
                 self._tell(relay)
             return relay
@@ -269,7 +308,7 @@ class RelayClient:
                 allowed=self._settings.max_relays,
             )
         keeper = Keeper(self._settings.keeper, self._random)
-        relay = self._relays[peer] = _Relay(peer, [reached], keeper, kept=False)
+        relay = self._relays[peer] = _Relay(peer, [reached], keeper, kept=False, source=source)
         if self._transport is not None:
             self._transport.accept_from(peer)
         self._tell(relay)
@@ -308,6 +347,7 @@ class RelayClient:
             if self._lost(relay):
                 keeper.lost(self._now(relay))
                 self._tell(relay)
+                self._wake_others()
             else:
                 keeper.due(self._now(relay))
                 if keeper.state is RelayState.CONNECTING:
@@ -326,13 +366,30 @@ class RelayClient:
             and self._swarm.best_connection(relay.peer, DialPolicy.DIRECT) is None
         )
 
+    @property
+    def _alone(self) -> bool:
+        """Whether no reservation is held: nobody behind a relay can reach us."""
+        return all(relay.reserved is None for relay in self._relays.values())
+
+    def _wake_others(self) -> None:
+        """The last reservation is gone: relays that were silent are asked again now."""
+        if not self._alone:
+            return
+        for relay in self._relays.values():
+            if relay.keeper.state is RelayState.BACKOFF and relay.silent:
+                relay.nudge.set()
+
     async def _attempt(self, relay: _Relay) -> None:
         """Reserve or refresh once, and tell all who wait for it how it went."""
         relay.error = None
         settings = self._settings
+        patient = relay.waiters or not self._alone
         try:
             connection = await reach_relay(
-                self._swarm, relay.peer, relay.addresses, settings.relay_timeout
+                self._swarm,
+                relay.peer,
+                ways_to_relay(relay.addresses),
+                settings.relay_timeout if patient else settings.alone_timeout,
             )
             now = self._wall_clock()
             granted = await reserve(
@@ -357,6 +414,7 @@ class RelayClient:
         relay.kept = True
         relay.connection = connection
         relay.granted = granted
+        relay.logged = None
         relay.keeper.granted(time_to_live, self._now(relay))
         log.log(
             logging.INFO if fresh else logging.DEBUG,
@@ -370,8 +428,15 @@ class RelayClient:
 
     def _failed(self, relay: _Relay, error: Dep2pError) -> None:
         relay.error = error
-        relay.keeper.failed(self._now(relay))
-        log.warning(
+        relay.keeper.failed(self._now(relay), alone=self._alone and relay.silent)
+        now = asyncio.get_running_loop().time()
+        # A relay may be away for weeks, and is tried every few seconds.
+        news = (error.reason, relay.keeper.state)
+        loud = relay.logged != news or now - relay.logged_at >= _LOG_INTERVAL
+        if loud:
+            relay.logged, relay.logged_at = news, now
+        log.log(
+            logging.WARNING if loud else logging.DEBUG,
             "reservation failed",
             relay=str(relay.peer),
             reason=error.reason,
@@ -413,4 +478,10 @@ class RelayClient:
             last_error_reason=relay.error.reason if relay.error is not None else "",
             next_try_at=None if keeper.next_try_at is None else keeper.next_try_at + to_unix,
             rtt=relay.connection.rtt if relay.connection is not None else None,
+            source=relay.source,
+            remote_address=(
+                relay.connection.remote_address
+                if granted is not None and relay.connection is not None
+                else None
+            ),
         )

@@ -130,6 +130,18 @@ class RelayServerSection(Section):
     )
 
 
+class RelayClientSection(Section):
+    """The relays through which peers reach this node."""
+
+    wanted: int = Field(
+        default=2,
+        ge=0,
+        le=16,
+        description="Reservations to hold. All of `relays` are held; connected peers that relay "
+        "fill up to this number, the nearest first. 0: `relays` only.",
+    )
+
+
 class LimitsSection(Section):
     """What peers may take of this machine, whoever they are."""
 
@@ -202,6 +214,7 @@ class Config(BaseSettings):
     node: NodeSection = Field(default_factory=lambda: NodeSection())
     relay_server: RelayServerSection = RelayServerSection()
     nat: NatSection = NatSection()
+    relay_client: RelayClientSection = RelayClientSection()
     limits: LimitsSection = LimitsSection()
     perf: PerfSection = PerfSection()
     log: LogSection = LogSection()

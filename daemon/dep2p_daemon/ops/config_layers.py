@@ -22,9 +22,22 @@ DEFAULT_PORT: Final = 4001
 """Port of the presets server and relay: libp2p's usual one."""
 
 PRESETS: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
-    "desktop": {"node": {"port": 0}, "relay_server": {"enabled": False}},
-    "server": {"node": {"port": DEFAULT_PORT}, "relay_server": {"enabled": False}},
-    "relay": {"node": {"port": DEFAULT_PORT}, "relay_server": {"enabled": True}},
+    "desktop": {
+        "node": {"port": 0},
+        "relay_server": {"enabled": False},
+        "relay_client": {"wanted": 2},
+    },
+    "server": {
+        "node": {"port": DEFAULT_PORT},
+        "relay_server": {"enabled": False},
+        "relay_client": {"wanted": 2},
+    },
+    "relay": {
+        "node": {"port": DEFAULT_PORT},
+        "relay_server": {"enabled": True},
+        # Whoever relays for others can be reached without a relay.
+        "relay_client": {"wanted": 0},
+    },
 }
 """What a preset sets: section, name, value."""
 

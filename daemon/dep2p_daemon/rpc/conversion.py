@@ -130,6 +130,8 @@ def relay_message(status: circuit_events.RelayStatus) -> relay_pb2.Relay:
         last_error_reason=status.last_error_reason,
         next_try_time=optional_timestamp(status.next_try_at),
         rtt_ms=milliseconds(status.rtt),
+        source=relay_pb2.Relay.Source.Value(f"SOURCE_{status.source.value}"),
+        remote_address="" if status.remote_address is None else str(status.remote_address),
     )
 
 

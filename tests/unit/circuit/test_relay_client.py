@@ -140,21 +140,33 @@ async def test_a_relay_that_restarts_is_reserved_at_again_at_once() -> None:
             assert await talk(dialler, client, b"again", through=relay) == b"again"
 
 
-@virtual_time
-async def test_a_relay_that_stays_away_is_tried_for_ever_and_found_within_a_minute() -> None:
-    network = MemoryNetwork()
-    async with node(memory(network)) as client:
-        async with relay_on(network):
-            await client.client.connect(FULL)
-            await asyncio.sleep(60)
-        await asyncio.sleep(2 * 86_400)
-        dials = [when for when, _ in network.dials if when > now() - 86_400]
-        assert 86_400 / 60 * 0.9 <= len(dials) <= 86_400 / 48 * 1.1
-        back = now()
-        async with relay_on(network):
-            client.so_far(RelayChanged)
-            await until(client, RelayState.RESERVED)
-            assert now() - back <= 60
+@pytest.mark.parametrize(("others", "longest", "shortest"), [(0, 3.0, 2.4), (1, 60.0, 48.0)])
+def test_a_relay_that_stays_away_is_tried_for_ever_and_often_when_it_is_the_only_one(
+    others: int, longest: float, shortest: float
+) -> None:
+    @virtual_time
+    async def check() -> None:
+        network = MemoryNetwork()
+        other = Multiaddr.parse("/ip4/192.0.2.2/tcp/4001")
+        async with (
+            node(memory(network), other, relay=RelayServerSettings()) as another,
+            node(memory(network)) as client,
+        ):
+            async with relay_on(network):
+                if others:
+                    await client.client.connect(another.address)
+                await client.client.connect(FULL)
+                await asyncio.sleep(60)
+            await asyncio.sleep(20_000)
+            dials = [at for at, to in network.dials if to == RELAY_ADDRESS and at > now() - 10_000]
+            assert 10_000 / longest * 0.9 <= len(dials) <= 10_000 / shortest * 1.1
+            back = now()
+            async with relay_on(network):
+                client.so_far(RelayChanged)
+                await until(client, RelayState.RESERVED)
+                assert now() - back <= longest
+
+    check()
 
 
 @virtual_time

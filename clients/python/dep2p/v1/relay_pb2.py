@@ -26,7 +26,7 @@ from dep2p.v1 import peer_pb2 as dep2p_dot_v1_dot_peer__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64\x65p2p/v1/relay.proto\x12\x08\x64\x65p2p.v1\x1a\x13\x64\x65p2p/v1/peer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x03\n\x05Relay\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.dep2p.v1.Relay.State\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x63ircuit_addresses\x18\x05 \x03(\t\x12 \n\x06limits\x18\x06 \x01(\x0b\x32\x10.dep2p.v1.Limits\x12\x12\n\nlast_error\x18\x07 \x01(\t\x12\x19\n\x11last_error_reason\x18\x08 \x01(\t\x12\x31\n\rnext_try_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06rtt_ms\x18\n \x01(\x01H\x00\x88\x01\x01\"s\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_CONNECTING\x10\x01\x12\x12\n\x0eSTATE_RESERVED\x10\x02\x12\x11\n\rSTATE_BACKOFF\x10\x03\x12\x16\n\x12STATE_DISCONNECTED\x10\x04\x42\t\n\x07_rtt_msB.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64\x65p2p/v1/relay.proto\x12\x08\x64\x65p2p.v1\x1a\x13\x64\x65p2p/v1/peer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x04\n\x05Relay\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.dep2p.v1.Relay.State\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x63ircuit_addresses\x18\x05 \x03(\t\x12 \n\x06limits\x18\x06 \x01(\x0b\x32\x10.dep2p.v1.Limits\x12\x12\n\nlast_error\x18\x07 \x01(\t\x12\x19\n\x11last_error_reason\x18\x08 \x01(\t\x12\x31\n\rnext_try_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06rtt_ms\x18\n \x01(\x01H\x00\x88\x01\x01\x12&\n\x06source\x18\x0b \x01(\x0e\x32\x16.dep2p.v1.Relay.Source\x12\x16\n\x0eremote_address\x18\x0c \x01(\t\"s\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_CONNECTING\x10\x01\x12\x12\n\x0eSTATE_RESERVED\x10\x02\x12\x11\n\rSTATE_BACKOFF\x10\x03\x12\x16\n\x12STATE_DISCONNECTED\x10\x04\"d\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11SOURCE_CONFIGURED\x10\x01\x12\x14\n\x10SOURCE_REQUESTED\x10\x02\x12\x15\n\x11SOURCE_DISCOVERED\x10\x03\x42\t\n\x07_rtt_msB.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1'
   _globals['_RELAY']._serialized_start=89
-  _globals['_RELAY']._serialized_end=525
-  _globals['_RELAY_STATE']._serialized_start=399
-  _globals['_RELAY_STATE']._serialized_end=514
+  _globals['_RELAY']._serialized_end=691
+  _globals['_RELAY_STATE']._serialized_start=463
+  _globals['_RELAY_STATE']._serialized_end=578
+  _globals['_RELAY_SOURCE']._serialized_start=580
+  _globals['_RELAY_SOURCE']._serialized_end=680
 # @@protoc_insertion_point(module_scope)

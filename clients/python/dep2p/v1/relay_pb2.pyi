@@ -60,6 +60,37 @@ class Relay(_message.Message):
     STATE_DISCONNECTED: Relay.State.ValueType  # 4
     """STATE_DISCONNECTED is given up by request."""
 
+    class _Source:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Relay._Source.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SOURCE_UNSPECIFIED: Relay._Source.ValueType  # 0
+        """SOURCE_UNSPECIFIED is never sent."""
+        SOURCE_CONFIGURED: Relay._Source.ValueType  # 1
+        """SOURCE_CONFIGURED is the configuration: held whatever happens."""
+        SOURCE_REQUESTED: Relay._Source.ValueType  # 2
+        """SOURCE_REQUESTED is ConnectRelay: held until DisconnectRelay."""
+        SOURCE_DISCOVERED: Relay._Source.ValueType  # 3
+        """SOURCE_DISCOVERED is a connected peer that relays: held while there are
+        fewer reservations than wanted.
+        """
+
+    class Source(_Source, metaclass=_SourceEnumTypeWrapper):
+        """Source is whose wish it is to use a relay."""
+
+    SOURCE_UNSPECIFIED: Relay.Source.ValueType  # 0
+    """SOURCE_UNSPECIFIED is never sent."""
+    SOURCE_CONFIGURED: Relay.Source.ValueType  # 1
+    """SOURCE_CONFIGURED is the configuration: held whatever happens."""
+    SOURCE_REQUESTED: Relay.Source.ValueType  # 2
+    """SOURCE_REQUESTED is ConnectRelay: held until DisconnectRelay."""
+    SOURCE_DISCOVERED: Relay.Source.ValueType  # 3
+    """SOURCE_DISCOVERED is a connected peer that relays: held while there are
+    fewer reservations than wanted.
+    """
+
     PEER_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -70,6 +101,8 @@ class Relay(_message.Message):
     LAST_ERROR_REASON_FIELD_NUMBER: _builtins.int
     NEXT_TRY_TIME_FIELD_NUMBER: _builtins.int
     RTT_MS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REMOTE_ADDRESS_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
     """peer_id is the relay's."""
     address: _builtins.str
@@ -82,6 +115,12 @@ class Relay(_message.Message):
     """last_error_reason is the reason code of last_error."""
     rtt_ms: _builtins.float
     """rtt_ms is the round trip to the relay."""
+    source: Global___Relay.Source.ValueType
+    """source is how the relay came to be used."""
+    remote_address: _builtins.str
+    """remote_address is where the connection that holds the reservation leads;
+    empty when there is none.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """expire_time is when the reservation ends unless it is refreshed."""
@@ -111,10 +150,12 @@ class Relay(_message.Message):
         last_error_reason: _builtins.str = ...,
         next_try_time: _timestamp_pb2.Timestamp | None = ...,
         rtt_ms: _builtins.float | None = ...,
+        source: Global___Relay.Source.ValueType = ...,
+        remote_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rtt_ms", b"_rtt_ms", "expire_time", b"expire_time", "limits", b"limits", "next_try_time", b"next_try_time", "rtt_ms", b"rtt_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rtt_ms", b"_rtt_ms", "address", b"address", "circuit_addresses", b"circuit_addresses", "expire_time", b"expire_time", "last_error", b"last_error", "last_error_reason", b"last_error_reason", "limits", b"limits", "next_try_time", b"next_try_time", "peer_id", b"peer_id", "rtt_ms", b"rtt_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rtt_ms", b"_rtt_ms", "address", b"address", "circuit_addresses", b"circuit_addresses", "expire_time", b"expire_time", "last_error", b"last_error", "last_error_reason", b"last_error_reason", "limits", b"limits", "next_try_time", b"next_try_time", "peer_id", b"peer_id", "remote_address", b"remote_address", "rtt_ms", b"rtt_ms", "source", b"source", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rtt_ms: _TypeAlias = _typing.Literal["rtt_ms"]  # noqa: Y015
     _WhichOneofArgType__rtt_ms: _TypeAlias = _typing.Literal["_rtt_ms", b"_rtt_ms"]  # noqa: Y015

@@ -1,0 +1,318 @@
+"""The number of relays that is wanted, through restarts, dead ways, sleep and blocked UDP."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from tests.circuit_nodes import Node, memory, node, talk
+from tests.memory_transport import MemoryConnection, MemoryNetwork
+from tests.virtual_time import virtual_time
+
+from dep2p_daemon.circuit.events import RelayChanged, RelaySource, RelayState
+from dep2p_daemon.circuit.relay_choice import ChoiceSettings
+from dep2p_daemon.circuit.relay_server import RelayServerSettings
+from dep2p_daemon.circuit.relay_supervisor import RelaySupervisor, SupervisorSettings
+from dep2p_daemon.identity.keys import PrivateKey
+from dep2p_daemon.multiaddr import Multiaddr
+from dep2p_daemon.protocols import ping
+from dep2p_daemon.swarm.events import AddressesChanged
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.muxed import Connection
+
+KEYS = [PrivateKey.from_seed(bytes([n]) * 32) for n in range(100, 106)]
+
+
+def quic(number: int) -> Multiaddr:
+    return Multiaddr.for_udp(f"192.0.2.{number + 1}", 4001)
+
+
+def tcp(number: int) -> Multiaddr:
+    return Multiaddr.for_tcp(f"192.0.2.{number + 1}", 4001)
+
+
+def full(number: int) -> Multiaddr:
+    return quic(number).with_peer_id(KEYS[number].peer_id)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@asynccontextmanager
+async def relay(network: MemoryNetwork, number: int, *listen: Multiaddr) -> AsyncIterator[Node]:
+    async with node(
+        memory(network),
+        *(listen or (quic(number),)),
+        key=KEYS[number],
+        relay=RelayServerSettings(),
+        identify=True,
+    ) as made:
+        ping.register(made.swarm)
+        yield made
+
+
+class Clock:
+    """Unix time that runs with the loop's, and can jump."""
+
+    def __init__(self) -> None:
+        self.jumped = 1_000_000.0
+
+    def __call__(self) -> float:
+        return now() + self.jumped
+
+
+@asynccontextmanager
+async def supervised(
+    network: MemoryNetwork, clock: Clock | None = None, **choice: float
+) -> AsyncIterator[tuple[Node, RelaySupervisor]]:
+    settings = SupervisorSettings(choice=ChoiceSettings(**choice))  # type: ignore[arg-type]
+    async with (
+        node(memory(network), identify=True) as client,
+        RelaySupervisor(
+            client.client, client.swarm, client.events, settings, wall_clock=clock or Clock()
+        ) as supervisor,
+    ):
+        ping.register(client.swarm)
+        yield client, supervisor
+
+
+def reserved(client: Node) -> set[PeerId]:
+    return {s.peer_id for s in client.client.relays if s.state is RelayState.RESERVED}
+
+
+async def until_reserved(client: Node, *numbers: int, within: float) -> None:
+    wanted = {KEYS[number].peer_id for number in numbers}
+    async with asyncio.timeout(within):
+        while reserved(client) != wanted:
+            await client.next(RelayChanged)
+
+
+def way_of(client: Node, number: int) -> Connection:
+    found = client.swarm.best_connection(KEYS[number].peer_id)
+    assert found is not None
+    return found
+
+
+@virtual_time
+async def test_connected_peers_that_relay_fill_up_to_the_wanted_number() -> None:
+    network = MemoryNetwork()
+    async with AsyncExitStack() as stack:
+        for number in range(3):
+            await stack.enter_async_context(relay(network, number))
+        client, _ = await stack.enter_async_context(supervised(network))
+        for number in range(3):
+            await client.swarm.dial(KEYS[number].peer_id, [quic(number)])
+        await asyncio.sleep(10)
+        assert len(reserved(client)) == 2
+        assert {s.source for s in client.client.relays} == {RelaySource.DISCOVERED}
+        await asyncio.sleep(600)
+        assert len(reserved(client)) == 2, "enough is enough"
+
+
+@virtual_time
+async def test_peers_that_do_not_relay_are_not_asked() -> None:
+    network = MemoryNetwork()
+    async with (
+        node(memory(network), quic(0), key=KEYS[0], identify=True),
+        supervised(network) as (client, _),
+    ):
+        await client.swarm.dial(KEYS[0].peer_id, [quic(0)])
+        await asyncio.sleep(60)
+        assert client.client.relays == ()
+
+
+@virtual_time
+async def test_configured_relays_are_all_held_and_wanted_ones_none_beside() -> None:
+    network = MemoryNetwork()
+    async with AsyncExitStack() as stack:
+        for number in range(4):
+            await stack.enter_async_context(relay(network, number))
+        client, _ = await stack.enter_async_context(supervised(network))
+        for number in range(3):
+            client.client.add(full(number))
+        await client.swarm.dial(KEYS[3].peer_id, [quic(3)])
+        await asyncio.sleep(60)
+        assert reserved(client) == {key.peer_id for key in KEYS[:3]}
+        assert {s.source for s in client.client.relays} == {RelaySource.CONFIGURED}
+
+
+@virtual_time
+async def test_losing_one_of_two_relays_costs_no_reachability_and_it_comes_back() -> None:
+    network = MemoryNetwork()
+    async with (
+        relay(network, 0) as stays,
+        supervised(network) as (client, _),
+        node(memory(network)) as dialler,
+    ):
+        async with relay(network, 1):
+            client.client.add(full(0))
+            client.client.add(full(1))
+            await until_reserved(client, 0, 1, within=1)
+            await asyncio.sleep(60)
+        assert await talk(dialler, client, b"at once", through=stays) == b"at once"
+        await asyncio.sleep(10)
+        assert reserved(client) == {KEYS[0].peer_id}
+        async with relay(network, 1):
+            await until_reserved(client, 0, 1, within=61)
+
+
+@virtual_time
+async def test_a_relay_that_starts_a_minute_after_the_node_is_held_within_five_seconds() -> None:
+    for extra in (0.0, 0.7, 1.9, 3.1):
+        network = MemoryNetwork()
+        network.dead |= {quic(0), tcp(0)}
+        async with supervised(network) as (client, _):
+            client.client.add(full(0))
+            await asyncio.sleep(60 + extra)
+            network.dead.clear()
+            async with relay(network, 0):
+                # A dial that was swallowed does not come to life: the next attempt must find it.
+                await until_reserved(client, 0, within=8)
+
+
+@virtual_time
+async def test_a_discovered_relay_stands_in_for_a_configured_one_and_goes_when_it_is_back() -> None:
+    network = MemoryNetwork()
+    async with (
+        relay(network, 0),
+        relay(network, 2),
+        supervised(network) as (client, _),
+    ):
+        client.client.add(full(0))
+        client.client.add(full(1))
+        await client.swarm.dial(KEYS[2].peer_id, [quic(2)])
+        await until_reserved(client, 0, 2, within=10)
+        async with relay(network, 1):
+            await until_reserved(client, 0, 1, within=70)
+            await asyncio.sleep(60)
+            assert reserved(client) == {KEYS[0].peer_id, KEYS[1].peer_id}
+            assert client.swarm.best_connection(KEYS[2].peer_id) is not None, "only let go"
+
+
+def hang(there: Node, client: Node) -> None:
+    """Let the relay's end of the connection take no more streams, as a lost way would."""
+    (connection,) = there.swarm.connections(client.peer)
+    assert isinstance(connection, MemoryConnection)
+    connection._inbound.put_nowait = lambda item: None  # type: ignore[method-assign]
+
+
+async def until_closed(connection: Connection, *, within: float) -> None:
+    async with asyncio.timeout(within):
+        await connection.wait_closed()
+
+
+@virtual_time
+async def test_a_way_that_died_silently_is_replaced_before_it_is_given_up() -> None:
+    network = MemoryNetwork()
+    async with relay(network, 0) as there, supervised(network) as (client, _):
+        client.client.add(full(0))
+        await until_reserved(client, 0, within=1)
+        await asyncio.sleep(60)
+        old = way_of(client, 0)
+        client.so_far(RelayChanged)
+        hang(there, client)
+        await until_closed(old, within=16)
+        await asyncio.sleep(1)
+        assert way_of(client, 0) is not old
+        states = {event.status.state for event in client.so_far(RelayChanged)}
+        assert states <= {RelayState.RESERVED}, "made before break"
+
+
+@virtual_time
+async def test_after_a_sleep_relays_are_checked_at_once() -> None:
+    network, clock = MemoryNetwork(), Clock()
+    async with relay(network, 0) as there, supervised(network, clock) as (client, _):
+        client.client.add(full(0))
+        await until_reserved(client, 0, within=1)
+        await asyncio.sleep(61)
+        old = way_of(client, 0)
+        hang(there, client)
+        clock.jumped += 3600
+        await until_closed(old, within=2 + 4 + 1)
+        assert reserved(client) == {KEYS[0].peer_id}
+
+
+@virtual_time
+async def test_after_a_change_of_network_relays_are_checked_at_once() -> None:
+    network = MemoryNetwork()
+    async with relay(network, 0) as there, supervised(network) as (client, _):
+        client.client.add(full(0))
+        await until_reserved(client, 0, within=1)
+        await asyncio.sleep(61)
+        old = way_of(client, 0)
+        hang(there, client)
+        client.events.publish(AddressesChanged((Multiaddr.for_udp("192.0.2.99", 4001),)))
+        await until_closed(old, within=4 + 1)
+
+
+@virtual_time
+async def test_where_udp_is_blocked_the_relay_is_held_over_tcp_until_udp_works_again() -> None:
+    network = MemoryNetwork()
+    network.dead.add(quic(0))
+    async with (
+        relay(network, 0, quic(0), tcp(0)) as there,
+        supervised(network) as (client, _),
+        node(memory(network)) as dialler,
+    ):
+        # The configuration names the QUIC address only.
+        client.client.add(full(0))
+        await until_reserved(client, 0, within=2)
+        assert client.client.relays[0].remote_address == tcp(0)
+        await asyncio.sleep(300)
+        tries = [when for when, address in network.dials if address == quic(0)]
+        assert 8 <= len(tries) <= 14
+        old = way_of(client, 0)
+        client.so_far(RelayChanged)
+        network.dead.clear()
+        over_quic = await client.next(
+            RelayChanged, lambda event: event.status.remote_address == quic(0)
+        )
+        assert over_quic.status.state is RelayState.RESERVED
+        assert await talk(dialler, client, b"over both", through=there) == b"over both"
+        await until_closed(old, within=10)
+        assert reserved(client) == {KEYS[0].peer_id}
+
+
+@virtual_time
+async def test_a_bare_peer_id_is_reached_through_a_relay_that_is_only_known() -> None:
+    network = MemoryNetwork()
+    async with (
+        relay(network, 0),
+        supervised(network) as (listener, _),
+        supervised(network, wanted=0) as (dialler, _other),
+    ):
+        listener.client.add(full(0))
+        await until_reserved(listener, 0, within=1)
+        await dialler.swarm.dial(KEYS[0].peer_id, [quic(0)])
+        await asyncio.sleep(5)
+        assert dialler.client.relays == ()
+        connection = await dialler.swarm.dial(listener.peer)
+        assert connection.relay == KEYS[0].peer_id
+
+
+@virtual_time
+async def test_a_bare_peer_id_is_tried_at_every_known_relay_at_once() -> None:
+    network = MemoryNetwork()
+    network.dead |= {quic(1), tcp(1)}
+    async with (
+        relay(network, 0),
+        relay(network, 2),
+        supervised(network) as (listener, _),
+        supervised(network) as (dialler, _other),
+    ):
+        listener.client.add(full(2))
+        await until_reserved(listener, 2, within=1)
+        # The first has no reservation of the listener, the second is down.
+        for number in (0, 1, 2):
+            dialler.client.add(full(number))
+        await until_reserved(dialler, 0, 2, within=1)
+        began = now()
+        connection = await dialler.swarm.dial(listener.peer, timeout=5)
+        assert connection.relay == KEYS[2].peer_id
+        assert now() - began < 1.5
