@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("dep2p", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dep2p")
+
+# A shell starts its background jobs with SIGINT ignored, and the programs that the tests start
+# would inherit that: Ctrl-C would then end none of them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
