@@ -42,12 +42,13 @@ def addresses_to_tell(
     circuits: Sequence[Multiaddr],
     interfaces: Sequence[IPInterface],
     observed: Sequence[Multiaddr] = (),
+    confirmed: Sequence[Multiaddr] = (),
 ) -> tuple[Multiaddr, ...]:
     """All addresses to tell peers, without `/p2p` and duplicates, the most useful first."""
     expanded = [own for address in listening for own in expand(address, interfaces)]
     expanded.sort(key=lambda address: address.is_loopback)
     ordered = dict.fromkeys(
-        [*announced, *observed, *circuits[: MAX_OWN_ADDRESSES // 2], *expanded]
+        [*announced, *confirmed, *observed, *circuits[: MAX_OWN_ADDRESSES // 2], *expanded]
     )
     return tuple(ordered)[:MAX_OWN_ADDRESSES]
 
@@ -67,6 +68,7 @@ class OwnAddresses:
         self._listening: tuple[Multiaddr, ...] = ()
         self._circuits: tuple[Multiaddr, ...] = ()
         self._observed: tuple[Multiaddr, ...] = ()
+        self._confirmed: tuple[Multiaddr, ...] = ()
         self._interfaces = read_interfaces()
         self.current: tuple[Multiaddr, ...] = ()
         """All of them, without `/p2p`, the most useful first."""
@@ -96,6 +98,11 @@ class OwnAddresses:
         self._observed = _bare(addresses)
         self._update()
 
+    def set_confirmed(self, addresses: Sequence[Multiaddr]) -> None:
+        """Take the addresses at which strangers have reached us (AutoNAT)."""
+        self._confirmed = _bare(addresses)
+        self._update()
+
     def read_interfaces(self) -> None:
         """Look at the machine's interfaces again."""
         self._interfaces = self._read_interfaces()
@@ -109,6 +116,7 @@ class OwnAddresses:
             circuits=self._circuits,
             interfaces=self._interfaces,
             observed=self._observed,
+            confirmed=self._confirmed,
         )
         if self.current != before:
             self._on_change(self.current)

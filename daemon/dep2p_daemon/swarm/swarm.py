@@ -204,6 +204,10 @@ class Swarm:
         """Tell peers these addresses, under which enough of them see our listening sockets."""
         self._addresses.set_observed(addresses)
 
+    def set_confirmed(self, addresses: Sequence[Multiaddr]) -> None:
+        """Tell peers these addresses, at which strangers have reached us (AutoNAT)."""
+        self._addresses.set_confirmed(addresses)
+
     def add_address_source(self, source: AddressSource) -> None:
         """Ask `source` too for the addresses of a peer that is dialled by its id alone."""
         self._sources.append(source)
