@@ -180,6 +180,33 @@ def test_only_a_firewall_stands_before_ipv6(lab: Lab) -> None:
         inside.recv(1)
 
 
+@pytest.mark.parametrize("kind", ["port-restricted", "symmetric", "ipv6-firewall"])
+def test_a_mapped_port_lets_everybody_in_until_it_is_unmapped(machine: None, kind: str) -> None:
+    with Lab(kind, None) as lab:
+        reflector = Reflector(lab, ipv6=kind == "ipv6-firewall")
+        sock = reflector.client("alice")
+        inside = probes.at(sock)[1]
+        port = inside if kind == "ipv6-firewall" else 9999
+        external = lab.public_address("alice"), port
+        lab.map_port("alice", "udp", port, inside)
+        for server in reflector.sockets.values():
+            server.sendto(b"unasked", external)
+            assert probes.receive(sock) == (b"unasked", probes.at(server))
+        if kind != "symmetric":
+            assert reflector.seen(sock, reflector.sockets[1, 1]) == external
+        lab.unmap_port("alice", "udp", port, inside)
+        if kind == "port-restricted":
+            used = reflector.client("alice")
+            old = reflector.seen(used)
+            lab.map_port("alice", "udp", 9998, probes.at(used)[1])
+            reflector.sockets[1, 1].sendto(b"unasked", (external[0], 9998))
+            assert probes.receive(used) is not None
+            assert reflector.seen(used) == old, "an open mapping changed"
+        stranger = lab.socket("relay", bind=(probes.at(reflector.first)[0], 0))
+        stranger.sendto(b"unasked", external)
+        assert probes.receive(sock, probes.SILENCE_SECONDS) is None
+
+
 def test_a_home_may_have_ipv6_beside_its_nat(machine: None) -> None:
     with Lab("symmetric/ipv6-firewall", "symmetric/ipv6-firewall") as lab:
         assert probes.mapping(lab, "alice", Reflector(lab)) is Mapping.ADDRESS_AND_PORT_DEPENDENT

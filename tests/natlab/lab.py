@@ -17,7 +17,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tests.natlab import keeper, lifecycle, namespaces, rules
+from tests.natlab import keeper, kinds, lifecycle, namespaces, rules
 from tests.natlab.impairment import Impairment
 from tests.natlab.namespaces import NatlabError
 from tests.natlab.plan import Process, load
@@ -234,6 +234,33 @@ class Lab:
                 namespaces.run(["nft", "-f", "-"], stdin=program, namespace=node.namespace)
             with self.inside(box):
                 _flush_conntrack()
+
+    def map_port(self, host: str, protocol: str, port: int, inside_port: int) -> None:
+        """Have the home's box send on what comes at its external port, as UPnP would.
+
+        For IPv6 it is a pinhole, and `port` means nothing. A flush ends it, as does `unmap_port`.
+        """
+        box, inside = self._home(host, inside_port)
+        node = self.plan.node(box)
+        command, space = ["nft", "-f", "-"], node.namespace
+        namespaces.run(command, stdin=rules.map_port(protocol, port, inside), namespace=space)
+        if kinds.KINDS[node.kind].mapping is kinds.Mapping.ENDPOINT_INDEPENDENT:
+            # Refused where the socket has sent before: its packets go on leaving as they did.
+            program = rules.leave_from(protocol, node.addresses[0], port, inside)
+            namespaces.attempt(command, stdin=program, namespace=space)
+
+    def unmap_port(self, host: str, protocol: str, port: int, inside_port: int) -> None:
+        """End what `map_port` began; what has been let in stays until it is idle."""
+        box, inside = self._home(host, inside_port)
+        node = self.plan.node(box)
+        program = rules.unmap_port(protocol, port, inside)
+        namespaces.run(["nft", "-f", "-"], stdin=program, namespace=node.namespace)
+
+    def _home(self, host: str, port: int) -> tuple[str, tuple[str, int]]:
+        boxes = self.plan.boxes_of(host)
+        if not boxes or self.plan.node(boxes[0]).kind == "masquerade":
+            raise NatlabError(f"{host} is behind no box that maps ports")
+        return boxes[0], (self.address(host), port)
 
     def nat_table(self, host: str) -> dict[str, list[str]]:
         """The conntrack entries of every NAT and firewall on the way out, by box."""

@@ -20,14 +20,16 @@ table ip natlab {
 
 IPV6_FIREWALL: Final = """\
 table ip6 natlab {
+ set pinholes { type inet_proto . ipv6_addr . inet_service; }
  chain forwarding {
   type filter hook forward priority filter; policy drop;
   ct state established,related accept
   iifname != "wan" accept
+  meta l4proto . ip6 daddr . th dport @pinholes accept
  }
 }
 """
-"""Out, and what answers it in; the rest is dropped in silence."""
+"""Out, what answers it in, and pinholes; the rest is dropped in silence."""
 
 _WHO_MAY_SEND: Final = {
     "full-cone": "",
@@ -46,7 +48,15 @@ def nat(kind: str, external: str, timeout: int, *, preserve_ports: bool) -> str:
     if kind == "masquerade":
         return _MASQUERADE
     independent = kind != "symmetric"
-    lines = ["table ip natlab {"]
+    lines = [
+        "table ip natlab {",
+        " map ports { type inet_proto . inet_service : ipv4_addr . inet_service; }",
+        " chain mapped {",
+        "  type nat hook prerouting priority dstnat - 1;",
+        f'  iifname {{ "wan", "hp1" }} ip daddr {external} meta l4proto {{ tcp, udp }} '
+        "dnat ip to meta l4proto . th dport map @ports",
+        " }",
+    ]
     if independent:
         lines += _tables(timeout)
     if kind in _WHO_MAY_SEND:
@@ -124,7 +134,37 @@ def _learning() -> list[str]:
 
 
 def forget(kind: str) -> str:
-    """The program that empties what a box has learnt; empty where only conntrack has."""
-    if kind in ("masquerade", "symmetric", "ipv6-firewall"):
+    """The program that empties what a box has learnt, and its port mappings."""
+    if kind == "masquerade":
         return ""
-    return "flush map ip natlab eim\nflush map ip natlab rev\nflush set ip natlab perm\n"
+    if kind == "ipv6-firewall":
+        return "flush set ip6 natlab pinholes\n"
+    learnt = "flush map ip natlab ports\n"
+    if kind != "symmetric":
+        learnt += "flush map ip natlab eim\nflush map ip natlab rev\nflush set ip natlab perm\n"
+    return learnt
+
+
+def map_port(protocol: str, port: int, inside: tuple[str, int]) -> str:
+    """The program that has a box let everybody in at a port, as a gateway protocol asks for."""
+    address, inside_port = inside
+    if ":" in address:
+        return f"add element ip6 natlab pinholes {{ {protocol} . {address} . {inside_port} }}\n"
+    return f"add element ip natlab ports {{ {protocol} . {port} : {address} . {inside_port} }}\n"
+
+
+def leave_from(protocol: str, external: str, port: int, inside: tuple[str, int]) -> str:
+    """The program for what the inside socket sends; fails if it has another mapping already."""
+    address, inside_port = inside
+    return (
+        f"add element ip natlab eim {{ {protocol} . {address} . {inside_port} "
+        f": {external} . {port} }}\n"
+    )
+
+
+def unmap_port(protocol: str, port: int, inside: tuple[str, int]) -> str:
+    """The program that ends it; the socket's own mapping dies when it is idle."""
+    address, inside_port = inside
+    if ":" in address:
+        return f"delete element ip6 natlab pinholes {{ {protocol} . {address} . {inside_port} }}\n"
+    return f"delete element ip natlab ports {{ {protocol} . {port} }}\n"
