@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Stream, Transport
+    from dep2p_daemon.swarm.dialing import DnsResolver
 
 ECHO = "/test/echo"
 
@@ -111,6 +112,7 @@ async def node(
     client: RelayClientSettings | None = None,
     circuit: CircuitSettings | None = None,
     identify: bool = False,
+    resolver: DnsResolver | None = None,
 ) -> AsyncIterator[Node]:
     """Run a node that listens at `listen`, with a relay server where `relay` has settings.
 
@@ -122,7 +124,7 @@ async def node(
         seen = stack.enter_context(events.subscribe())
         lower = [await stack.enter_async_context(t) for t in transports(key)]
         swarm = await stack.enter_async_context(
-            Swarm(key=key, peerstore=Peerstore(None), events=events)
+            Swarm(key=key, peerstore=Peerstore(None), events=events, resolver=resolver)
         )
         circuits = await stack.enter_async_context(CircuitTransport(swarm, key, circuit))
         for transport in (circuits, *lower):

@@ -303,7 +303,12 @@ class MemoryTransport(Transport):
         if listener is None:
             raise UnreachableError("connection refused")
         if listener.key.peer_id != peer:
-            raise AuthenticationError(f"{listener.key.peer_id} answered instead of {peer}")
+            there = listener.key.peer_id
+            raise AuthenticationError(
+                f"{there} answered instead of {peer}",
+                reason="PEER_ID_MISMATCH",
+                actual_peer=there,
+            )
         return self._connect(listener, address)
 
     @override

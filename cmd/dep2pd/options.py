@@ -56,7 +56,8 @@ _OPTIONS: Final = (
         "--relay",
         multiple=True,
         metavar="ADDR",
-        help="Relay to be reachable through: a multiaddr with /p2p/PEER_ID; may be repeated.",
+        help="Relay to be reachable through: a multiaddr with /p2p/PEER_ID, or HOST:PORT; may be "
+        "repeated.",
     ),
     click.option(
         "--bootstrap",

@@ -20,6 +20,7 @@ import structlog
 from dep2p_daemon.circuit.admission import AdmissionLimits
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings
 from dep2p_daemon.circuit.relay_client import RelayClient
+from dep2p_daemon.circuit.relay_host import RelayPins
 from dep2p_daemon.circuit.relay_server import RelayServer, RelayServerSettings
 from dep2p_daemon.circuit.relay_supervisor import RelaySupervisor, SupervisorSettings
 from dep2p_daemon.circuit.transport import CircuitSettings, CircuitTransport
@@ -31,8 +32,12 @@ from dep2p_daemon.identity import key_file
 from dep2p_daemon.listen_ports import has_open_port, with_free_port, with_port
 from dep2p_daemon.lock_file import LockFile
 from dep2p_daemon.nat.address_watch import AddressWatch
+from dep2p_daemon.nat.autonat1 import Autonat1Server
+from dep2p_daemon.nat.autonat2_server import AutonatServer
+from dep2p_daemon.nat.fresh_dial import SocketDial
 from dep2p_daemon.nat.hole_punch import HolePuncher
 from dep2p_daemon.nat.paths import PathWatch
+from dep2p_daemon.nat.reachability_watch import ReachabilityWatch
 from dep2p_daemon.protocols import echo, perf, ping
 from dep2p_daemon.protocols.identify import Identify
 from dep2p_daemon.quic.settings import QuicSettings
@@ -80,6 +85,8 @@ class Daemon:
     relay_client: RelayClient
     relay_supervisor: RelaySupervisor
     address_watch: AddressWatch
+    reachability: ReachabilityWatch | None
+    """None when AutoNAT is turned off."""
     hole_puncher: HolePuncher | None
     """None when hole punching is turned off."""
     relay_server: RelayServer | None
@@ -148,7 +155,12 @@ class Daemon:
         choice = ChoiceSettings(wanted=config.relay_client.wanted)
         self.relay_supervisor = await stack.enter_async_context(
             RelaySupervisor(
-                self.relay_client, self.swarm, self.events, SupervisorSettings(choice=choice)
+                self.relay_client,
+                self.swarm,
+                self.events,
+                SupervisorSettings(choice=choice),
+                resolver=resolver,
+                pins=RelayPins(config.relay_pins_path),
             )
         )
         self.relay_server = None
@@ -160,7 +172,7 @@ class Daemon:
         self.swarm.set_announced(config.node.announce)
         await self._listen()
         for address in config.relays:
-            self.relay_client.add(address)
+            self.relay_supervisor.add(address)
         for address in config.node.bootstrap:
             self.swarm.spawn(bootstrap.connect(self.swarm, resolver, address))
 
@@ -179,6 +191,14 @@ class Daemon:
         self.address_watch = await stack.enter_async_context(
             AddressWatch(self.swarm, self.identify)
         )
+        self.reachability = None
+        if self.config.nat.autonat:
+            dial = SocketDial()
+            AutonatServer(self.swarm, dial).register()
+            Autonat1Server(self.swarm, dial).register()
+            self.reachability = await stack.enter_async_context(
+                ReachabilityWatch(self.swarm, self.address_watch.candidates)
+            )
         self.hole_puncher = None
         if self.config.nat.hole_punching:
             self.hole_puncher = await stack.enter_async_context(

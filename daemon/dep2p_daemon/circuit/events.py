@@ -143,6 +143,26 @@ class CircuitClosed:
     circuit: CircuitStatus
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelayHostStatus:
+    """A configured relay of which we do not know yet who it is."""
+
+    host: str
+    """As it was configured: `host:port` or `/dnsaddr/name`."""
+    state: RelayState
+    """CONNECTING or BACKOFF; DISCONNECTED once it is found, and a relay like the others."""
+    last_error: str = ""
+    last_error_reason: str = ""
+    next_try_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayHostChanged:
+    """The search for a relay that is named by host and port began, failed or ended."""
+
+    status: RelayHostStatus
+
+
 @dataclass(frozen=True, slots=True)
 class RelayChanged:
     """A relay that we use changed its state."""

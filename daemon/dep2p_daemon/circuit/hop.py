@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -30,6 +30,7 @@ from dep2p_daemon.circuit.voucher import Voucher
 from dep2p_daemon.errors import (
     AuthenticationError,
     ConnectionClosedError,
+    Dep2pError,
     PreconditionError,
     ProtocolNotSupportedError,
     ProtocolViolationError,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import CircuitLimits, Connection, Stream
     from dep2p_daemon.swarm.swarm import Swarm
+
+_MISMATCH: Final = "PEER_ID_MISMATCH"
 
 log = structlog.get_logger(__name__)
 
@@ -77,15 +80,12 @@ async def reach_relay(
         async with asyncio.timeout(timeout):
             return await swarm.dial(relay, addresses, policy=DialPolicy.DIRECT)
     except (TimeoutError, UnreachableError) as error:
+        # Somebody else at one address tells more than silence at another, which may be a guess.
+        if isinstance(error, UnreachableError) and _MISMATCH in error.metadata.get("reasons", ""):
+            raise _somebody_else(relay, error) from error
         raise _unreachable(relay, addresses, loop.time() - started, error) from error
     except AuthenticationError as error:
-        raise AuthenticationError(
-            f"the relay {relay} is not at the address that was given: {error.message}",
-            reason="RELAY_PEER_MISMATCH",
-            remedy="check the relay's peer id, which follows its address: another node answers "
-            "there",
-            relay=relay,
-        ) from error
+        raise _somebody_else(relay, error) from error
 
 
 async def reserve(swarm: Swarm, connection: Connection, *, timeout: float, now: float) -> Granted:
@@ -200,6 +200,15 @@ async def _converse(
         stream.reset()
         raise
     return stream, answer
+
+
+def _somebody_else(relay: PeerId, error: Dep2pError) -> AuthenticationError:
+    return AuthenticationError(
+        f"the relay {relay} is not at the address that was given: {error.message}",
+        reason="RELAY_PEER_MISMATCH",
+        remedy="check the relay's peer id, which follows its address: another node answers there",
+        relay=relay,
+    )
 
 
 def _unreachable(

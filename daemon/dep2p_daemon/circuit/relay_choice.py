@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
 
+MAX_UNWANTED: Final = 256
+"""Relays given up by request that are remembered; ours."""
+
 _UNMEASURED: Final = float("inf")
 
 
@@ -91,6 +94,8 @@ class RelayChoice:
 
     settings: ChoiceSettings
     candidates: dict[PeerId, Candidate] = field(default_factory=dict)
+    unwanted: set[PeerId] = field(default_factory=set)
+    """Relays that the user gave up: they are no candidates, until they are asked for again."""
     _taken_at: dict[PeerId, float] = field(default_factory=dict)
 
     def offer(self, peer: PeerId, address: Multiaddr, now: float) -> None:
@@ -99,12 +104,19 @@ class RelayChoice:
         if known is not None:
             known.address, known.seen_at = address, now
             return
-        if self.settings.max_candidates <= 0:
+        if self.settings.max_candidates <= 0 or peer in self.unwanted:
             return
         while len(self.candidates) >= self.settings.max_candidates:
             oldest = min(self.candidates.values(), key=lambda candidate: candidate.seen_at)
             del self.candidates[oldest.peer]
         self.candidates[peer] = Candidate(peer, address, found_at=now, seen_at=now)
+
+    def give_up(self, peer: PeerId) -> None:
+        """The user does not want this relay."""
+        self.candidates.pop(peer, None)
+        if len(self.unwanted) >= MAX_UNWANTED:
+            self.unwanted.pop()
+        self.unwanted.add(peer)
 
     def measured(self, peer: PeerId, rtt: float, now: float) -> None:
         """A round trip to a candidate was measured, in seconds."""

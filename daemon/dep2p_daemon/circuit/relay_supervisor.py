@@ -23,9 +23,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
-from dep2p_daemon.circuit.events import RelayChanged, RelaySource, RelayState, RelayStatus
+from dep2p_daemon.circuit.events import (
+    RelayChanged,
+    RelayHostChanged,
+    RelayHostStatus,
+    RelaySource,
+    RelayState,
+    RelayStatus,
+)
 from dep2p_daemon.circuit.messages import HOP_PROTOCOL
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings, Held, RelayChoice
+from dep2p_daemon.circuit.relay_host import RelayHost, RelayPins, find_relays
 from dep2p_daemon.errors import Dep2pError
 from dep2p_daemon.muxed import Direction
 from dep2p_daemon.protocols import ping
@@ -40,6 +48,7 @@ if TYPE_CHECKING:
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection
+    from dep2p_daemon.swarm.dialing import DnsResolver
     from dep2p_daemon.swarm.swarm import Swarm
 
 log = structlog.get_logger(__name__)
@@ -64,6 +73,8 @@ class SupervisorSettings:
     """Between two tries over QUIC of a relay that is held over TCP, up to a fifth more or less."""
     sleep_gap: float = 5.0
     """The wall clock ran ahead of ours by so much at one look: the machine slept."""
+    host_backoff: float = 3.0
+    """The longest pause between two searches for a relay that is named by host and port."""
     linger: float = 600.0
     """A replaced connection is closed once it carries nothing, or after this time."""
 
@@ -78,6 +89,8 @@ class RelaySupervisor:
         events: EventBus,
         settings: SupervisorSettings | None = None,
         *,
+        resolver: DnsResolver | None = None,
+        pins: RelayPins | None = None,
         random: Random | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -87,6 +100,9 @@ class RelaySupervisor:
         self._settings = settings or SupervisorSettings()
         self._random = random or Random()
         self._wall_clock = wall_clock
+        self._resolver = resolver
+        self._pins = pins or RelayPins(None)
+        self._hosts: dict[RelayHost, RelayHostStatus] = {}
         self._choice = RelayChoice(self._settings.choice)
         self._own: frozenset[Multiaddr] = frozenset()
         self._checked_at: dict[PeerId, float] = {}
@@ -117,6 +133,33 @@ class RelaySupervisor:
             for candidate in self._choice.candidates.values()
             if candidate.peer not in kept and candidate.peer != peer
         )
+
+    @property
+    def hosts(self) -> tuple[RelayHostStatus, ...]:
+        """The configured relays of which it is not known yet who they are."""
+        return tuple(self._hosts.values())
+
+    def add(self, relay: Multiaddr | RelayHost) -> None:
+        """Hold a configured relay from now on, whether or not it can be found yet.
+
+        Raises:
+            MultiaddrError, InvalidArgumentError, ResourceLimitError: as `RelayClient.add`.
+        """
+        if isinstance(relay, RelayHost):
+            self._spawn(self._find(relay), f"relay {relay}")
+        else:
+            self._client.add(relay)
+
+    async def connect(self, address: Multiaddr) -> RelayStatus:
+        """Return once the relay has granted a reservation, as `RelayClient.connect`."""
+        status = await self._client.connect(address)
+        self._choice.unwanted.discard(status.peer_id)
+        return status
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Give a relay up, as `RelayClient.disconnect`, and do not take it as a discovered one."""
+        await self._client.disconnect(peer)
+        self._choice.give_up(peer)
 
     def look(self) -> None:
         """Check every held relay now: something about the network changed."""
@@ -324,6 +367,49 @@ class RelaySupervisor:
         except (Dep2pError, TimeoutError):
             return None
         return None
+
+    # ------------------------------------------------------- relays by host:port
+
+    async def _find(self, host: RelayHost) -> None:
+        """Find out who the relay at `host` is, however long it takes, and hold it then."""
+        assert self._resolver is not None, "a relay by its host needs a resolver"
+        pause = self._settings.host_backoff / 4
+        while True:
+            self._tell_host(host, RelayState.CONNECTING)
+            try:
+                addresses = await find_relays(host, self._swarm, self._resolver, self._pins)
+                for address in addresses:
+                    self._client.add(address)
+            except Dep2pError as error:
+                pause = min(2 * pause, self._settings.host_backoff)
+                wait = pause * self._random.uniform(0.8, 1.0)
+                self._tell_host(host, RelayState.BACKOFF, error=error, wait=wait)
+                await asyncio.sleep(wait)
+            else:
+                self._tell_host(host, RelayState.DISCONNECTED)
+                return
+
+    def _tell_host(
+        self,
+        host: RelayHost,
+        state: RelayState,
+        *,
+        error: Dep2pError | None = None,
+        wait: float | None = None,
+    ) -> None:
+        before = self._hosts.pop(host, None)
+        status = RelayHostStatus(
+            host=str(host),
+            state=state,
+            last_error=str(error) if error is not None else "",
+            last_error_reason=error.reason if error is not None else "",
+            next_try_at=None if wait is None else self._wall_clock() + wait,
+        )
+        if error is not None and (before is None or not before.last_error):
+            log.info("a relay is not found", host=str(host), reason=error.reason, error=str(error))
+        if state is not RelayState.DISCONNECTED:
+            self._hosts[host] = status
+        self._events.publish(RelayHostChanged(status))
 
     # ------------------------------------------------------------------- tasks
 

@@ -173,6 +173,11 @@ class NatSection(Section):
         default=True,
         description="Turn relayed connections into direct ones (DCUtR), where the NATs let it.",
     )
+    autonat: bool = Field(
+        default=True,
+        description="Ask connected peers to dial this node back, to know which of its addresses "
+        "are public (AutoNAT), and dial peers back that ask.",
+    )
 
 
 class PerfSection(Section):
@@ -209,7 +214,8 @@ class Config(BaseSettings):
     )
     relays: tuple[RelayAddress, ...] = Field(
         default=(),
-        description="Relays to hold a reservation at, with their /p2p/PEER_ID.",
+        description="Relays to hold a reservation at: multiaddrs with /p2p/PEER_ID, /dnsaddr/NAME, "
+        "or HOST:PORT.",
     )
     node: NodeSection = Field(default_factory=lambda: NodeSection())
     relay_server: RelayServerSection = RelayServerSection()
@@ -255,6 +261,11 @@ class Config(BaseSettings):
     def key_path(self) -> Path:
         """File of the node key."""
         return self.node.data_dir / "node.key"
+
+    @property
+    def relay_pins_path(self) -> Path:
+        """File of the relays that were named by host and port: who was found there."""
+        return self.node.data_dir / "relay-pins.json"
 
     @property
     def peerstore_path(self) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 from pydantic_core import PydanticCustomError, core_schema
 
+from dep2p_daemon.circuit.relay_host import RelayHost
 from dep2p_daemon.errors import Dep2pError
 from dep2p_daemon.multiaddr import Multiaddr, parse_relay_address
 from dep2p_daemon.ops.config_units import parse_duration, parse_size
@@ -104,8 +105,11 @@ def _announced_address(value: object) -> Multiaddr:
     return address
 
 
-def _relay_address(value: object) -> Multiaddr:
-    return value if isinstance(value, Multiaddr) else parse_relay_address(_text(value))
+def _relay_address(value: object) -> Multiaddr | RelayHost:
+    if isinstance(value, Multiaddr | RelayHost):
+        return value
+    text = _text(value)
+    return RelayHost.parse(text) if RelayHost.looks_like_one(text) else parse_relay_address(text)
 
 
 def _peer_address(value: object) -> Multiaddr:
@@ -148,7 +152,7 @@ def _size(value: object) -> int:
 
 ListenOn = Annotated[Multiaddr | IpAddress, _Parsed(_listen_on)]
 AnnouncedAddress = Annotated[Multiaddr, _Parsed(_announced_address)]
-RelayAddress = Annotated[Multiaddr, _Parsed(_relay_address)]
+RelayAddress = Annotated[Multiaddr | RelayHost, _Parsed(_relay_address)]
 PeerAddress = Annotated[Multiaddr, _Parsed(_peer_address)]
 AbsolutePath = Annotated[Path, _Parsed(_path)]
 SocketPath = Annotated[Path, _Parsed(_socket_path)]

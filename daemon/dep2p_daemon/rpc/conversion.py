@@ -135,6 +135,18 @@ def relay_message(status: circuit_events.RelayStatus) -> relay_pb2.Relay:
     )
 
 
+def relay_host_message(status: circuit_events.RelayHostStatus) -> relay_pb2.Relay:
+    """A relay of which only host and port are known."""
+    return relay_pb2.Relay(
+        address=status.host,
+        state=relay_pb2.Relay.State.Value(f"STATE_{status.state.value}"),
+        last_error=status.last_error,
+        last_error_reason=status.last_error_reason,
+        next_try_time=optional_timestamp(status.next_try_at),
+        source=relay_pb2.Relay.SOURCE_CONFIGURED,
+    )
+
+
 def circuit_message(circuit: circuit_events.CircuitStatus) -> event_pb2.Circuit:
     """A circuit that we relay."""
     return event_pb2.Circuit(
@@ -176,6 +188,8 @@ def event_message(daemon: Daemon, event: object) -> event_pb2.Event | None:
             message.addresses_changed.CopyFrom(event_pb2.AddressesChanged(addresses=addresses))
         case circuit_events.RelayChanged(status):
             message.relay_changed.CopyFrom(relay_message(status))
+        case circuit_events.RelayHostChanged(host):
+            message.relay_changed.CopyFrom(relay_host_message(host))
         case circuit_events.CircuitOpened(circuit):
             message.circuit_opened.CopyFrom(circuit_message(circuit))
         case circuit_events.CircuitClosed(circuit):

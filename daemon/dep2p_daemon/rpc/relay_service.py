@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from dep2p.v1 import relay_pb2, relay_service_pb2, relay_service_pb2_grpc
-from dep2p_daemon.circuit.events import RelayChanged
+from dep2p_daemon.circuit.events import RelayChanged, RelayHostChanged
 from dep2p_daemon.daemon import Stopping
 from dep2p_daemon.errors import DialTimeoutError
 from dep2p_daemon.identity.peer_id import PeerId
 from dep2p_daemon.multiaddr import parse_relay_address
-from dep2p_daemon.rpc.conversion import relay_message
+from dep2p_daemon.rpc.conversion import relay_host_message, relay_message
 from dep2p_daemon.rpc.deadlines import DIAL_SECONDS, MAX_DIAL_SECONDS, seconds_left
 from dep2p_daemon.rpc.interceptors import stopping_error
 
@@ -38,7 +38,7 @@ class RelayService(relay_service_pb2_grpc.RelayServiceServicer):
         seconds = seconds_left(context, default=DIAL_SECONDS, maximum=MAX_DIAL_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                return relay_message(await self._daemon.relay_client.connect(address))
+                return relay_message(await self._daemon.relay_supervisor.connect(address))
         except TimeoutError:
             raise DialTimeoutError(
                 f"no reservation at the relay {address} within {seconds:.1f} s",
@@ -53,14 +53,14 @@ class RelayService(relay_service_pb2_grpc.RelayServiceServicer):
     async def DisconnectRelay(
         self, request: relay_service_pb2.DisconnectRelayRequest, context: Context
     ) -> relay_service_pb2.DisconnectRelayResponse:
-        await self._daemon.relay_client.disconnect(PeerId.parse(request.peer_id))
+        await self._daemon.relay_supervisor.disconnect(PeerId.parse(request.peer_id))
         return relay_service_pb2.DisconnectRelayResponse()
 
     @override
     async def ListRelays(
         self, request: relay_service_pb2.ListRelaysRequest, context: Context
     ) -> relay_service_pb2.ListRelaysResponse:
-        relays = [relay_message(status) for status in self._daemon.relay_client.relays]
+        relays = self._relays()
         relays.sort(key=lambda relay: relay.peer_id)
         return relay_service_pb2.ListRelaysResponse(relays=relays)
 
@@ -70,15 +70,23 @@ class RelayService(relay_service_pb2_grpc.RelayServiceServicer):
     ) -> AsyncIterator[relay_service_pb2.WatchRelaysResponse]:
         response = relay_service_pb2.WatchRelaysResponse
         with self._daemon.events.subscribe() as subscription:
-            for status in self._daemon.relay_client.relays:
-                yield response(relay=relay_message(status))
+            for relay in self._relays():
+                yield response(relay=relay)
             while True:
                 event = await subscription.next()
                 if isinstance(event, Stopping):
                     raise stopping_error()
                 if subscription.take_lost():
                     # Which relays changed is lost too; their state now is not.
-                    for status in self._daemon.relay_client.relays:
-                        yield response(relay=relay_message(status))
+                    for relay in self._relays():
+                        yield response(relay=relay)
                 if isinstance(event, RelayChanged):
                     yield response(relay=relay_message(event.status))
+                elif isinstance(event, RelayHostChanged):
+                    yield response(relay=relay_host_message(event.status))
+
+    def _relays(self) -> list[relay_pb2.Relay]:
+        """All relays as they are now, those that are not found yet too."""
+        daemon = self._daemon
+        found = [relay_message(status) for status in daemon.relay_client.relays]
+        return [relay_host_message(host) for host in daemon.relay_supervisor.hosts] + found

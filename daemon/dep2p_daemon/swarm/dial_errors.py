@@ -127,6 +127,7 @@ def _metadata(peer: PeerId, outcomes: Sequence[Outcome], waited: float) -> dict[
         "peer": str(peer),
         "waited_seconds": f"{waited:.1f}",
         "addresses": "\n".join(map(str, outcomes)),
+        "reasons": " ".join(dict.fromkeys(outcome.cause.reason for outcome in outcomes)),
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dep2p_daemon.circuit.events import RelaySource
-from dep2p_daemon.circuit.relay_choice import ChoiceSettings, Held, RelayChoice
+from dep2p_daemon.circuit.relay_choice import MAX_UNWANTED, ChoiceSettings, Held, RelayChoice
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 
@@ -156,6 +156,16 @@ def test_candidates_are_bounded_and_the_one_seen_longest_ago_goes() -> None:
         made.offer(peer, ADDRESS, float(number))
     assert list(made.candidates) == PEERS[10:]
     assert not offered(0.1, max_candidates=0).candidates
+
+
+def test_a_relay_that_was_given_up_is_no_candidate() -> None:
+    made = offered(0.1)
+    made.give_up(PEERS[0])
+    made.offer(PEERS[0], ADDRESS, 1.0)
+    assert made.decide([], 60.0).take == ()
+    for number in range(1000):
+        made.give_up(PrivateKey.from_seed(number.to_bytes(32, "big")).peer_id)
+    assert len(made.unwanted) == MAX_UNWANTED
 
 
 @given(

@@ -316,3 +316,16 @@ async def test_a_bare_peer_id_is_tried_at_every_known_relay_at_once() -> None:
         connection = await dialler.swarm.dial(listener.peer, timeout=5)
         assert connection.relay == KEYS[2].peer_id
         assert now() - began < 1.5
+
+
+@virtual_time
+async def test_a_relay_that_was_given_up_is_not_taken_again_until_it_is_asked_for() -> None:
+    network = MemoryNetwork()
+    async with relay(network, 0), supervised(network) as (client, supervisor):
+        await client.swarm.dial(KEYS[0].peer_id, [quic(0)])
+        await until_reserved(client, 0, within=10)
+        await supervisor.disconnect(KEYS[0].peer_id)
+        await client.swarm.dial(KEYS[0].peer_id, [quic(0)])
+        await asyncio.sleep(600)
+        assert client.client.relays == ()
+        assert (await supervisor.connect(full(0))).source is RelaySource.REQUESTED

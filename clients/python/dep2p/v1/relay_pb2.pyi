@@ -104,7 +104,9 @@ class Relay(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     REMOTE_ADDRESS_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
-    """peer_id is the relay's."""
+    """peer_id is the relay's; empty while a relay that was configured by host
+    and port has not been found.
+    """
     address: _builtins.str
     """address is the multiaddr by which it is reached."""
     state: Global___Relay.State.ValueType
