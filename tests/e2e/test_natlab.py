@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -219,6 +220,34 @@ def test_a_home_may_have_ipv6_beside_its_nat(machine: None) -> None:
             assert packet is not None
             assert packet[1] == probes.at(other)
         assert not probes.punch("alice", "bob", Reflector(lab))
+
+
+@pytest.mark.parametrize("host", ["pr", "v6"])
+def test_multicast_reaches_the_lan_and_not_further(lab: Lab, host: str) -> None:
+    """As mDNS needs it."""
+    group = "ff02::fb" if host == "v6" else "224.0.0.251"
+    level = socket.IPPROTO_IPV6 if host == "v6" else socket.IPPROTO_IP
+    hosts = (host, f"{host}2", "pub")
+    heard = {}
+    for each in hosts:
+        heard[each] = lab.socket(each, bind=("::" if host == "v6" else "0.0.0.0", 5353))
+        with lab.inside(each):
+            index = socket.if_nametoindex("eth0")
+        if host == "v6":
+            join = socket.inet_pton(socket.AF_INET6, group) + struct.pack("=i", index)
+            heard[each].setsockopt(level, socket.IPV6_JOIN_GROUP, join)
+            heard[each].setsockopt(level, socket.IPV6_MULTICAST_IF, index)
+        else:
+            join = struct.pack("=4s4si", socket.inet_aton(group), bytes(4), index)
+            heard[each].setsockopt(level, socket.IP_ADD_MEMBERSHIP, join)
+            heard[each].setsockopt(level, socket.IP_MULTICAST_IF, join)
+    heard[host].sendto(b"who is there?", (group, 5353))
+    packet = probes.receive(heard[f"{host}2"])
+    assert packet is not None
+    assert packet[0] == b"who is there?"
+    assert probes.receive(heard["pub"], probes.SILENCE_SECONDS) is None
+    for sock in heard.values():
+        sock.close()
 
 
 def test_cone_nats_can_keep_ports(machine: None) -> None:
