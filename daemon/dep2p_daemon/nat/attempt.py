@@ -189,6 +189,8 @@ class Attempt:
         otherwise dial. TCP is dialled either way, and DCUtR's initiator never begins its
         handshake. Dials go on after the window, until the attempt ends or their time is up.
         """
+        if self.ended.is_set():
+            return False
         began = time.monotonic()
         self._last_error = ""
         sent_before = self._probes_sent

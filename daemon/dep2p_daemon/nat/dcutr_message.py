@@ -29,9 +29,6 @@ MAX_MESSAGE_BYTES: Final = 4096
 MAX_ADDRESSES_READ: Final = 128
 """Addresses of a message that are looked at; ours: a message can hold a thousand tiny ones."""
 
-_ADDRESS_OVERHEAD: Final = 3
-"""Tag and length of one address, in bytes."""
-
 _ENVELOPE_BYTES: Final = 16
 """What the type takes, and some room."""
 
@@ -60,7 +57,7 @@ def encode(message: DcutrMessage) -> bytes:
     room = MAX_MESSAGE_BYTES - _ENVELOPE_BYTES
     for address in message.addresses:
         data = bytes(address)
-        room -= len(data) + _ADDRESS_OVERHEAD
+        room -= len(data) + (2 if len(data) < 0x80 else 3)  # tag and length
         if room < 0:
             break
         kept.append(data)

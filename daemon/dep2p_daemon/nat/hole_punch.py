@@ -177,7 +177,7 @@ class HolePuncher:
         """Try until there is a direct connection; cancelled with the relayed one."""
         peer, delays = connection.remote_peer, self._settings.retry_delays
         failures = 0
-        while self._direct(peer) is None:
+        while self._open and self._direct(peer) is None:
             running = self._attempts.get(peer)
             if running is not None:
                 # One attempt per peer: another relayed connection's, or the peer's own.
@@ -240,7 +240,7 @@ class HolePuncher:
                 if self._is_public(address) and not address.is_circuit
             ]
         )
-        if not addresses or attempt.direct.done():
+        if not addresses or attempt.direct.done() or attempt.ended.is_set():
             return None
         return attempt.spawn(self._dial(attempt, addresses))
 
@@ -279,8 +279,8 @@ class HolePuncher:
         reason = Reason.PUNCH_FAILED
         supported = PROTOCOL in self._swarm.peerstore.protocols(attempt.peer)
         for number in range(1, MAX_ROUNDS + 1):
-            if attempt.direct.done():
-                return Reason.DIRECT
+            if attempt.direct.done() or attempt.ended.is_set():
+                break
             if not supported:
                 return Reason.PEER_UNSUPPORTED
             if not self._offer(attempt):
@@ -339,6 +339,8 @@ class HolePuncher:
 
     def _refusal(self, connection: Connection) -> str | None:
         """Why a peer may not make us punch now; None when it may."""
+        if not self._open:
+            return "STOPPING"
         if not connection.relayed:
             return "NOT_RELAYED"
         if connection.direction is not Direction.OUTBOUND:

@@ -249,5 +249,11 @@ class TrailBook:
 
 def with_step(trail: Trail, step: Step) -> Trail:
     """Add a step, or put it in place of the same one as it was before."""
-    kept = tuple(one for one in trail.steps if (one.kind, one.number) != (step.kind, step.number))
-    return dataclasses.replace(trail, steps=(*kept, step)[-MAX_STEPS:])
+    steps = list(trail.steps)
+    for index, one in enumerate(steps):
+        if (one.kind, one.number) == (step.kind, step.number):
+            steps[index] = step
+            break
+    else:
+        steps.append(step)
+    return dataclasses.replace(trail, steps=tuple(steps[-MAX_STEPS:]))
