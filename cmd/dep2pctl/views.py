@@ -74,7 +74,7 @@ def node_fields(node: Node, now: float) -> list[tuple[str, object]]:
         ("up for", age(node.start_time, now)),
         ("addresses", list(node.addresses)),
         ("listening on", list(node.listen_addresses)),
-        ("connections", f"{node.connection_count} with {node.peer_count} peers"),
+        ("connections", f"{node.connection_count} (peers: {node.peer_count})"),
         ("streams", node.stream_count),
         ("protocols", list(node.protocols)),
     ]

@@ -42,7 +42,7 @@ def cli() -> None:
     """
 
 
-@cli.command(epilog=EPILOG)
+@cli.command(epilog=EPILOG, short_help="Run the daemon in the foreground.")
 @PRESET_OPTION
 @daemon_options
 @click.pass_context
@@ -58,7 +58,7 @@ def config_group() -> None:
     """Look at the configuration without starting anything."""
 
 
-@config_group.command()
+@config_group.command(short_help="Read all settings; exit 0 if they are right, else 2.")
 @PRESET_OPTION
 @daemon_options
 @click.pass_context
@@ -71,7 +71,7 @@ def check(context: click.Context, /, config: Path | None, **flags: object) -> No
     click.echo("the configuration is right")
 
 
-@config_group.command()
+@config_group.command(short_help="Print the effective settings as TOML.")
 @PRESET_OPTION
 @daemon_options
 @click.pass_context

@@ -37,7 +37,7 @@ def parse_dial_target(text: str) -> DialTarget:
     text = text.strip()
     if not text.startswith("/") and not _looks_like_host_and_port(text):
         return DialTarget(PeerId.parse(text), ())
-    address = Multiaddr.parse(text)
+    address = _parse(text, "<peer id>")
     if address.is_circuit:
         relay, rest = address.split_circuit()
         _refuse_two_peers(relay)
@@ -74,7 +74,7 @@ def parse_relay_address(text: str) -> Multiaddr:
             remedy=f"write the relay's full address, such as {_ADDRESS_FORM}/p2p/{_RELAY_ID}; "
             "the relay prints it when it starts",
         )
-    address = Multiaddr.parse(text)
+    address = _parse(text, _RELAY_ID)
     if address.is_circuit:
         relay = str(address).partition("/p2p-circuit")[0]
         raise MultiaddrError(
@@ -106,6 +106,18 @@ def parse_relay_address(text: str) -> Multiaddr:
 def _looks_like_host_and_port(text: str) -> bool:
     """Whether to complain about a multiaddr rather than about a peer id."""
     return any(character in text for character in "/:.") and "..." not in text
+
+
+def _parse(text: str, whose_id: str) -> Multiaddr:
+    """Parse an address; what to write instead of a host and port is complete at once."""
+    try:
+        return Multiaddr.parse(text)
+    except MultiaddrError as error:
+        if not text or text.startswith("/"):
+            raise
+        raise MultiaddrError(
+            error.message, reason=error.reason, remedy=f"{error.remedy}/p2p/{whose_id}"
+        ) from error
 
 
 def _missing(address: Multiaddr, what: str, reason: str, right: str) -> MultiaddrError:

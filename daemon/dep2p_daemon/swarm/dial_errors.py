@@ -39,7 +39,9 @@ class Outcome:
     @override
     def __str__(self) -> str:
         took = "" if self.waited is None else f" ({self.waited:.1f} s)"
-        return f"{self.address}: {self.cause.message}{took}"
+        # A transport's own message names the address, too: once is enough.
+        why = self.cause.message.removeprefix(f"cannot connect to {self.address}: ")
+        return f"{self.address}: {why}{took}"
 
 
 def dial_error(peer: PeerId, outcomes: Sequence[Outcome], waited: float) -> Dep2pError:

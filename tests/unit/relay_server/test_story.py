@@ -141,7 +141,7 @@ def test_traffic_is_told_only_while_it_flows() -> None:
     assert story.traffic([circuit()]) == []
     assert story.traffic([circuit(1, 0)])
     assert story.traffic([circuit(1, 0)]) == []
-    assert story.traffic([circuit(1, 0), circuit(2, 5)])[0].endswith("(2 circuits)")
+    assert story.traffic([circuit(1, 0), circuit(2, 5)])[0].endswith("(circuits: 2)")
 
 
 def test_other_events_are_nobodys_business() -> None:
