@@ -26,6 +26,7 @@ from dep2p_daemon.circuit.relay_supervisor import RelaySupervisor, SupervisorSet
 from dep2p_daemon.circuit.transport import CircuitSettings, CircuitTransport
 from dep2p_daemon.discovery import bootstrap
 from dep2p_daemon.discovery.dns import Resolver
+from dep2p_daemon.discovery.mdns import Mdns
 from dep2p_daemon.errors import ConfigError
 from dep2p_daemon.events import EventBus
 from dep2p_daemon.identity import key_file
@@ -173,6 +174,8 @@ class Daemon:
         await self._listen()
         for address in config.relays:
             self.relay_supervisor.add(address)
+        if config.discovery.mdns:
+            await stack.enter_async_context(Mdns(self.swarm, self.events))
         for address in config.node.bootstrap:
             self.swarm.spawn(bootstrap.connect(self.swarm, resolver, address))
 

@@ -142,6 +142,15 @@ class RelayClientSection(Section):
     )
 
 
+class DiscoverySection(Section):
+    """How peers are found."""
+
+    mdns: bool = Field(
+        default=True,
+        description="Tell the local network of this node, and find its peers, by multicast DNS.",
+    )
+
+
 class LimitsSection(Section):
     """What peers may take of this machine, whoever they are."""
 
@@ -221,6 +230,7 @@ class Config(BaseSettings):
     relay_server: RelayServerSection = RelayServerSection()
     nat: NatSection = NatSection()
     relay_client: RelayClientSection = RelayClientSection()
+    discovery: DiscoverySection = DiscoverySection()
     limits: LimitsSection = LimitsSection()
     perf: PerfSection = PerfSection()
     log: LogSection = LogSection()

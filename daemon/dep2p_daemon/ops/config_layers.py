@@ -26,17 +26,21 @@ PRESETS: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
         "node": {"port": 0},
         "relay_server": {"enabled": False},
         "relay_client": {"wanted": 2},
+        "discovery": {"mdns": True},
     },
     "server": {
         "node": {"port": DEFAULT_PORT},
         "relay_server": {"enabled": False},
         "relay_client": {"wanted": 2},
+        # On a hoster's network the neighbours are strangers.
+        "discovery": {"mdns": False},
     },
     "relay": {
         "node": {"port": DEFAULT_PORT},
         "relay_server": {"enabled": True},
         # Whoever relays for others can be reached without a relay.
         "relay_client": {"wanted": 0},
+        "discovery": {"mdns": False},
     },
 }
 """What a preset sets: section, name, value."""
