@@ -1,4 +1,4 @@
-"""Every private touch of aioquic, in one place.
+"""Every private touch of aioquic: here, and in the modules named below.
 
 aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is driven by
 `session.py` through this subclass. What it changes, and why:
@@ -7,6 +7,9 @@ aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is 
 - credit is released as the application consumes, not as data arrives;
 - connection ids and reset tokens are ours, so that resets survive a restart;
 - incoming stateless resets end the connection;
+- bulk stream data takes a short way, in batches (`bulk_send.py`, `bulk_receive.py`,
+  `recovery.py`; the setting `fast_path` turns it off);
+- keys are updated in time, and the AEADs' limits are kept (`one_rtt_keys.py`);
 - pacing suits asyncio's timers, and a send pass is bounded;
 - an acknowledgement can go out at the end of a batch instead of a millisecond later;
 - datagrams grow beyond 1200 bytes only after a probe of that size got through (RFC 8899).
@@ -17,6 +20,7 @@ aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aioquic import tls
@@ -27,8 +31,12 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from typing_extensions import override
 
+from dep2p_daemon.quic.bulk_receive import receive_bulk
+from dep2p_daemon.quic.bulk_send import send_bulk
 from dep2p_daemon.quic.congestion import UsedWindowCubic
-from dep2p_daemon.quic.pacer import BurstPacer
+from dep2p_daemon.quic.one_rtt_keys import OneRttKeys
+from dep2p_daemon.quic.pacer import PASS_PACKETS, BurstPacer
+from dep2p_daemon.quic.recovery import BulkRecovery
 
 if TYPE_CHECKING:
     from aioquic.quic.configuration import QuicConfiguration
@@ -53,6 +61,16 @@ _ENDED: Final = frozenset({QuicConnectionState.DRAINING, QuicConnectionState.TER
 logging.getLogger("quic").setLevel(logging.CRITICAL)
 
 
+@dataclass(slots=True)
+class PacketCounters:
+    """Packets of one connection by the way they took."""
+
+    sent_fast: int = 0
+    sent_stock: int = 0
+    received_fast: int = 0
+    received_stock: int = 0
+
+
 class AioquicConnection(StockConnection):
     """aioquic's connection, driven by `session.Session`."""
 
@@ -64,10 +82,15 @@ class AioquicConnection(StockConnection):
         max_inbound_streams: int,
         max_datagram_size: int,
         connection_window: int,
+        fast_path: bool = True,
         original_destination_connection_id: bytes | None = None,
         retry_source_connection_id: bytes | None = None,
     ) -> None:
         """Prepare a connection; `configuration` must be this connection's own."""
+        self.counters = PacketCounters()
+        self.one_rtt_keys = OneRttKeys()
+        self._fast_path = fast_path
+        self._previous_keys_until: float | None = None
         self._connection_ids = connection_ids
         self._wanted_datagram_size = max_datagram_size
         self._mtu_probes_left = MTU_PROBES if max_datagram_size > BASE_DATAGRAM_SIZE else 0
@@ -88,6 +111,13 @@ class AioquicConnection(StockConnection):
             (self._local_max_streams_uni, 0),  # libp2p has none
         ):
             limit.value = limit.sent = value
+        self._loss = self._recovery = BulkRecovery(
+            congestion_control_algorithm=configuration.congestion_control_algorithm,
+            initial_rtt=configuration.initial_rtt,
+            max_datagram_size=self._max_datagram_size,
+            peer_completed_address_validation=not self._is_client,
+            send_probe=self._send_probe,
+        )
         self._burst_pacer = BurstPacer(max_datagram_size=configuration.max_datagram_size)
         self._loss._pacer = self._burst_pacer
 
@@ -96,6 +126,7 @@ class AioquicConnection(StockConnection):
     @override
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        self._cryptos[tls.Epoch.ONE_RTT] = self.one_rtt_keys = OneRttKeys()
         self.tls._request_client_certificate = not self._is_client
         # P-384 and X448 shares cost as much as the rest of the handshake and nobody needs them.
         self.tls._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]
@@ -202,8 +233,14 @@ class AioquicConnection(StockConnection):
 
     def receive_batch(self, datagrams: list[bytes], address: SocketAddress, now: float) -> None:
         """Take datagrams of one sender in."""
-        for datagram in datagrams:
-            self.receive_datagram(datagram, address, now)
+        if self._fast_path and self._handshake_confirmed:
+            receive_bulk(self, datagrams, address, now)
+        else:
+            for datagram in datagrams:
+                self.receive_datagram(datagram, address, now)
+            self.counters.received_stock += len(datagrams)
+        if self.one_rtt_keys.limit_reached:
+            self._end_at_aead_limit()
 
     def transmit(self, now: float, *, acknowledge: bool) -> list[tuple[bytes, Any]]:
         """Build what may be sent now, at most one pass of it.
@@ -217,10 +254,102 @@ class AioquicConnection(StockConnection):
             if space.ack_at is not None and space.ack_at > now:
                 space.ack_at = now
         self._burst_pacer.begin_pass()
-        datagrams = self.datagrams_to_send(now)
+        if self._handshake_confirmed:
+            self._look_after_keys(now)
+        transmit = self._transmit_bulk if self._may_send_bulk() else self._transmit_stock
+        datagrams = transmit(now)
         if self._mtu_probes_left and self._handshake_confirmed and not self._mtu_probe_in_flight:
             datagrams += self._mtu_probe(now)
         return datagrams
+
+    def _transmit_stock(self, now: float) -> list[tuple[bytes, Any]]:
+        datagrams = self.datagrams_to_send(now)
+        self.counters.sent_stock += len(datagrams)
+        return datagrams
+
+    def _may_send_bulk(self) -> bool:
+        return (
+            self._fast_path
+            and self._handshake_confirmed
+            and self._state is QuicConnectionState.CONNECTED
+            and not self._close_pending
+            and not self._probe_pending
+            and self._network_paths[0].is_validated
+        )
+
+    def _transmit_bulk(self, now: float) -> list[tuple[bytes, Any]]:
+        """Send stream data the short way, and what else there is the long way."""
+        datagrams: list[tuple[bytes, Any]] = []
+        self._pacing_at = None
+        if self._has_control_frames(now):
+            # In one packet, which stream data fills up; were there more, the next pass has it.
+            self._burst_pacer.begin_pass(1)
+            datagrams = self._transmit_stock(now)
+            self._burst_pacer.begin_pass(PASS_PACKETS - 1)
+        bulk, is_held = send_bulk(self, now)
+        self.counters.sent_fast += len(bulk)
+        address = self._network_paths[0].addr
+        datagrams += [(datagram, address) for datagram in bulk]
+        if is_held:
+            self._pacing_at = self._burst_pacer.next_send_time(now)
+        elif self._pacing_at is not None or self._has_stream_frames():
+            # What is no full packet, and control frames that did not fit the first.
+            datagrams += self._transmit_stock(now)
+        return datagrams
+
+    def _has_control_frames(self, now: float) -> bool:
+        """Whether anything but stream data is to be sent. Frames of streams count as well."""
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        crypto = self._crypto_streams[tls.Epoch.ONE_RTT]
+        data, streams = self._local_max_data, self._local_max_streams_bidi
+        return (
+            (space.ack_at is not None and space.ack_at <= now)
+            or data.sent != data.value
+            or streams.sent != streams.value
+            or bool(self._ping_pending)
+            or bool(self._datagrams_pending)
+            or self._handshake_done_pending
+            or self._streams_blocked_pending
+            or bool(self._retire_connection_ids)
+            or bool(self._network_paths[0].remote_challenges)
+            or len(self._network_paths) > 1
+            or not crypto.sender.buffer_is_empty
+            or not all(ours.was_sent for ours in self._host_cids)
+            or any(
+                stream.max_stream_data_local_sent != stream.max_stream_data_local
+                or stream.receiver.stop_pending
+                or stream.sender.reset_pending
+                or stream.is_finished
+                for stream in self._streams_queue
+            )
+        )
+
+    def _has_stream_frames(self) -> bool:
+        return any(
+            not (stream.sender.buffer_is_empty or stream.is_blocked)
+            for stream in self._streams_queue
+        )
+
+    def _look_after_keys(self, now: float) -> None:
+        """Update the keys in time, forget old ones, stop where an AEAD's limit is reached."""
+        keys = self.one_rtt_keys
+        if keys.wants_update(self._spaces[tls.Epoch.ONE_RTT].largest_acked_packet):
+            self.request_key_update()
+        if keys.limit_reached:
+            self._end_at_aead_limit()
+        if keys.previous is None:
+            self._previous_keys_until = None
+        elif self._previous_keys_until is None:
+            self._previous_keys_until = now + 3 * self._loss.get_probe_timeout()
+        elif now >= self._previous_keys_until and keys.first_opened is not None:
+            keys.previous = self._previous_keys_until = None
+
+    def _end_at_aead_limit(self) -> None:
+        self.close(
+            error_code=QuicErrorCode.AEAD_LIMIT_REACHED,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase="too many packets for one key",
+        )
 
     def timer_fired(self, now: float) -> None:
         """Handle a deadline that `get_timer` gave."""

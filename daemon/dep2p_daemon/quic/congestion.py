@@ -7,14 +7,14 @@ at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from aioquic import tls
 from aioquic.quic.congestion.base import register_congestion_control
 from aioquic.quic.congestion.cubic import CubicCongestionControl
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicSentPacket
 from typing_extensions import override
-
-if TYPE_CHECKING:
-    from aioquic.quic.packet_builder import QuicSentPacket
 
 ALGORITHM: Final = "dep2p-cubic"
 """The name for `QuicConfiguration.congestion_control_algorithm`."""
@@ -31,6 +31,32 @@ class UsedWindowCubic(CubicCongestionControl):
     def set_max_datagram_size(self, size: int) -> None:
         """Use packets of another size from now on."""
         self._max_datagram_size = self.additive_increase_factor = size
+
+    def on_run_acked(self, *, now: float, count: int, size: int, sent_time: float) -> None:
+        """Take `count` packets of `size` bytes together as acknowledged: one step for all."""
+        window = self.congestion_window
+        slow_start = self.ssthresh is None or window < self.ssthresh
+        self.on_packet_acked(
+            now=now,
+            packet=QuicSentPacket(
+                epoch=tls.Epoch.ONE_RTT,
+                in_flight=True,
+                is_ack_eliciting=True,
+                is_crypto_packet=False,
+                packet_number=0,
+                packet_type=QuicPacketType.ONE_RTT,
+                sent_time=sent_time,
+                sent_bytes=size,
+            ),
+        )
+        grown = self.congestion_window - window
+        if slow_start:
+            if self.ssthresh is not None:  # where slow start ends, one packet goes beyond
+                most = self.ssthresh + self._max_datagram_size
+                self.congestion_window = min(self.congestion_window, most)
+        elif grown > 0 and self.congestion_window != self._W_est:
+            # Cubic's own step is that of one packet; Reno's follows the size.
+            self.congestion_window = window + grown * count
 
     @override
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:

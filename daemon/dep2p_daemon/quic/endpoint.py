@@ -311,6 +311,7 @@ class Endpoint:
             max_inbound_streams=settings.max_inbound_streams,
             max_datagram_size=settings.max_datagram_size,
             connection_window=settings.initial_connection_window,
+            fast_path=settings.fast_path,
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
         )

@@ -29,9 +29,25 @@ class BurstPacer(QuicPacketPacer):
         super().__init__(max_datagram_size=max_datagram_size)
         self._left = PASS_PACKETS
 
-    def begin_pass(self) -> None:
-        """Start a send pass: `PASS_PACKETS` more may go."""
-        self._left = PASS_PACKETS
+    def begin_pass(self, packets: int = PASS_PACKETS) -> None:
+        """Start a send pass: `packets` more may go."""
+        self._left = packets
+
+    def allowance(self, now: float) -> int:
+        """How many packets may go now, as asking `next_send_time` before each would tell."""
+        if self.packet_time is None:
+            return self._left
+        self.update_bucket(now=now)
+        if self.bucket_time < 0:
+            return 0
+        return min(self._left, int(self.bucket_time / self.packet_time) + 1)
+
+    def spend(self, count: int, now: float) -> None:
+        """Account for `count` packets, all sent now."""
+        self._left -= count
+        if self.packet_time is not None:
+            self.update_bucket(now=now)
+            self.bucket_time -= count * self.packet_time
 
     def set_max_datagram_size(self, size: int) -> None:
         """Use packets of another size from now on."""

@@ -25,6 +25,8 @@ class QuicSettings:
     """The dialling side pings after so long a silence; NAT mappings often die at 30 s."""
     handshake_timeout: float = 10.0
     """An inbound handshake that takes longer is dropped."""
+    fast_path: bool = True
+    """Whether bulk stream data takes the short way through packets; off, all takes aioquic's."""
 
     max_inbound_streams: int = 256
     """Streams that a peer may have open at a time on one connection."""

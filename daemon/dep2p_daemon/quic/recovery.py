@@ -1,0 +1,113 @@
+"""Loss recovery (RFC 9002) that does not pay per packet for what comes in runs.
+
+aioquic's own code decides everything; here the packets of `bulk_send.py` are kept in little
+space, and acknowledged runs of them are told to stream and congestion control at once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+from aioquic import tls
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
+from aioquic.quic.recovery import QuicPacketRecovery
+from typing_extensions import override
+
+from dep2p_daemon.quic.congestion import UsedWindowCubic
+
+if TYPE_CHECKING:
+    from aioquic.quic.rangeset import RangeSet
+    from aioquic.quic.recovery import QuicPacketSpace
+    from aioquic.quic.stream import QuicStreamSender
+
+
+class BulkPacket(QuicSentPacket):
+    """A sent 1-RTT packet whose payload is one STREAM frame."""
+
+    __slots__ = ("fin", "sender", "start", "stop")
+
+    epoch = tls.Epoch.ONE_RTT
+    in_flight = True
+    is_ack_eliciting = True
+    is_crypto_packet = False
+    packet_type = QuicPacketType.ONE_RTT
+
+    def __init__(
+        self,
+        packet_number: int,
+        sent_time: float,
+        sent_bytes: int,
+        sender: QuicStreamSender,
+        start: int,
+        stop: int,
+        fin: bool,
+    ) -> None:
+        self.packet_number = packet_number
+        self.sent_time = sent_time
+        self.sent_bytes = sent_bytes
+        self.sender = sender
+        self.start = start
+        self.stop = stop
+        self.fin = fin
+
+    @property
+    @override
+    def delivery_handlers(self) -> list[tuple[Any, Any]]:  # type: ignore[override]
+        """What aioquic calls when the packet is acknowledged or lost."""
+        return [(self.sender.on_data_delivery, (self.start, self.stop, self.fin))]
+
+
+class BulkRecovery(QuicPacketRecovery):
+    """Recovery of one connection; its congestion control must be `UsedWindowCubic`."""
+
+    def on_bulk_sent(self, packets: list[BulkPacket], size: int, space: QuicPacketSpace) -> None:
+        """Note packets of `size` bytes together, sent now."""
+        space.sent_packets.update((packet.packet_number, packet) for packet in packets)
+        space.ack_eliciting_in_flight += len(packets)
+        self._time_of_last_sent_ack_eliciting_packet = packets[-1].sent_time or 0.0
+        self._cc.on_packet_sent(packet=packets[0])
+        self._cc.bytes_in_flight += size - packets[0].sent_bytes
+
+    @override
+    def on_ack_received(
+        self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
+    ) -> None:
+        sent = space.sent_packets
+        numbers = list(sent)
+        bulk = []
+        for acknowledged in ack_rangeset:
+            start = bisect_left(numbers, acknowledged.start)
+            stop = bisect_left(numbers, acknowledged.stop, start)
+            for number in numbers[start:stop]:
+                packet = sent[number]
+                if type(packet) is BulkPacket:
+                    bulk.append(packet)
+        # The last one is left to aioquic, which takes the round trip's time from it.
+        if len(bulk) > 1:
+            bulk.pop()
+            self._on_bulk_acknowledged(bulk, now, space)
+        super().on_ack_received(
+            ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
+        )
+
+    def _on_bulk_acknowledged(
+        self, packets: list[BulkPacket], now: float, space: QuicPacketSpace
+    ) -> None:
+        sent = space.sent_packets
+        size = 0
+        sender, start, stop, fin = packets[0].sender, packets[0].start, packets[0].start, False
+        for packet in packets:
+            del sent[packet.packet_number]
+            size += packet.sent_bytes
+            if packet.sender is not sender or packet.start != stop or fin:
+                sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, fin)
+                sender, start = packet.sender, packet.start
+            stop, fin = packet.stop, packet.fin
+        sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, fin)
+        space.ack_eliciting_in_flight -= len(packets)
+        assert isinstance(self._cc, UsedWindowCubic)
+        self._cc.on_run_acked(
+            now=now, count=len(packets), size=size, sent_time=packets[-1].sent_time or 0.0
+        )
