@@ -21,7 +21,7 @@ CALL_SECONDS = 40.0
 """More than the node's own deadlines, so that its error arrives rather than ours."""
 STOP_SECONDS = 10.0
 MAX_LINE_BYTES = 1024 * 1024
-LISTEN = {"quic": "/ip4/127.0.0.1/udp/0/quic-v1", "tcp": "/ip4/127.0.0.1/tcp/0"}
+LISTEN = {"quic": "/ip4/{host}/udp/{port}/quic-v1", "tcp": "/ip4/{host}/tcp/{port}"}
 RELAY_LIMITS = {"reservations": 64, "data_bytes": 1 << 30, "duration_ms": 3_600_000}
 """js-libp2p's own are 128 KiB and two minutes. It counts milliseconds, announces them as
 seconds, and counts both directions into one volume."""
@@ -43,10 +43,21 @@ class JsPeer:
         reserve_at: str | None = None,
         relay_server: Json | None = None,
         listen: bool = True,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        prefix: Sequence[str] = (),
     ) -> None:
+        """`host` is where it listens; `prefix` before its command puts it into a laboratory.
+
+        js tells of a public address only when it is announced, which takes a fixed `port`.
+        """
         self._transports = tuple(transports)
         self._relay_server = relay_server
-        self._listen = [LISTEN[name] for name in transports] if listen else []
+        self._prefix = tuple(prefix)
+        self._listen = (
+            [LISTEN[name].format(host=host, port=port) for name in transports] if listen else []
+        )
+        self._announce = self._listen[:] if port else []
         if reserve_at is not None:
             self._listen.append(f"{reserve_at}/p2p-circuit")
         self._ids = itertools.count(1)
@@ -63,6 +74,7 @@ class JsPeer:
         node = node_with_packages(JS_DIRECTORY)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
         self._process = await asyncio.create_subprocess_exec(
+            *self._prefix,
             node,
             "peer.mjs",
             cwd=JS_DIRECTORY,
@@ -78,6 +90,7 @@ class JsPeer:
                 "start",
                 transports=self._transports,
                 listen=self._listen,
+                announce=self._announce,
                 relay_server=self._relay_server,
             )
         except BaseException:
@@ -179,7 +192,7 @@ class JsPeer:
         return await self.event("served", lambda event: event["protocol"] == protocol, take=True)
 
     def address(self, transport: str) -> str:
-        """Its loopback address over "quic" or "tcp", with /p2p."""
+        """Its own address over "quic" or "tcp", with /p2p; loopback unless it has a `host`."""
         part = {"quic": "/quic-v1/", "tcp": "/tcp/"}[transport]
         for address in self.addresses:
             if part in address and "p2p-circuit" not in address:

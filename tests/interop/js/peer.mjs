@@ -157,10 +157,10 @@ const behaviours = {
 }
 
 const commands = {
-  async start ({ transports, listen, relay_server: relayServer = null }) {
+  async start ({ transports, listen, announce = [], relay_server: relayServer = null }) {
     const kinds = { quic: quic(), tcp: tcp() }
     node = await createLibp2p({
-      addresses: { listen },
+      addresses: { listen, appendAnnounce: announce },
       transports: [...transports.map(name => kinds[name]), circuitRelayTransport()],
       connectionEncrypters: [noise()],
       streamMuxers: [yamux()],
