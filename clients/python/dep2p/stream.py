@@ -326,7 +326,7 @@ async def open_stream(
             with contextlib.suppress(
                 grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError
             ):
-                await call.write(first)
+                await send(call, first)
             response = await reader.next()
     except TimeoutError:
         call.cancel()

@@ -11,6 +11,9 @@ import pytest
 from tests.api_nodes import TRANSPORTS, ApiNode, Inbound, api_nodes
 from tests.waiting import until
 
+from dep2p_daemon.circuit.events import ReservationChange, ReservationChanged, ReservationStatus
+from dep2p_daemon.events import DEFAULT_BACKLOG
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -140,28 +143,35 @@ async def test_one_stalled_stream_stops_no_other(pair: tuple[ApiNode, ApiNode]) 
 async def test_a_watcher_that_does_not_read_loses_events_and_is_told() -> None:
     async with api_nodes() as start:
         a = await start()
-        events = a.client.watch_events("relay_changed", "peer_identified", skip_snapshot=True)
+        bus = a.daemon.events
+        # What no room of this node reacts to: it is no relay.
+        reservation = ReservationStatus(
+            peer_id=a.daemon.peer_id,
+            address=a.daemon.swarm.listen_addresses[0],
+            created_at=0.0,
+            expires_at=0.0,
+        )
+        event = ReservationChanged(reservation, ReservationChange.REFRESHED)
+        own = len(bus._subscriptions)
+        events = a.client.watch_events("reservation_changed", skip_snapshot=True)
         first = asyncio.ensure_future(anext(events))
-        await until(lambda: a.daemon.events._subscriptions)
-        from dep2p_daemon.swarm.events import PeerIdentified
-
-        connection: object = None
+        await until(lambda: len(bus._subscriptions) > own)
         for _ in range(20_000):
-            a.daemon.events.publish(PeerIdentified(a.daemon.peer_id, connection))  # type: ignore[arg-type]
-        assert (await first).WhichOneof("event") == "lost"
-        told = 1
+            bus.publish(event)
+        lost = (await first).lost.count
+        assert lost == 20_000 - DEFAULT_BACKLOG
         async with contextlib.aclosing(events):
-            while told < 1024:
-                assert (await anext(events)).WhichOneof("event") == "peer_identified"
-                told += 1
+            for _ in range(DEFAULT_BACKLOG):
+                assert (await anext(events)).WhichOneof("event") == "reservation_changed"
+        await a.server._running.wait_idle()
+        # One who never reads costs no more than his backlog.
         before = resident_bytes()
-        watcher = a.client.watch_events(skip_snapshot=True)
-        stuck = asyncio.ensure_future(anext(watcher))
-        await until(lambda: a.daemon.events._subscriptions)
-        for _ in range(50):
-            for _ in range(1000):
-                a.daemon.events.publish(PeerIdentified(a.daemon.peer_id, connection))  # type: ignore[arg-type]
-            await asyncio.sleep(0)
-        assert resident_bytes() - before < BOUND
-        await stuck
-        await watcher.aclose()
+        async with contextlib.aclosing(a.client.watch_events(skip_snapshot=True)) as watcher:
+            stuck = asyncio.ensure_future(anext(watcher))
+            await until(lambda: len(bus._subscriptions) > own)
+            for _ in range(50):
+                for _ in range(1000):
+                    bus.publish(event)
+                await asyncio.sleep(0)
+            assert resident_bytes() - before < BOUND
+            await stuck

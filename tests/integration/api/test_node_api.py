@@ -101,6 +101,7 @@ async def test_watches_are_bounded_and_given_back(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(node_service, "MAX_WATCHERS", 2)
     async with api_nodes() as start:
         a = await start()
+        own = set(a.daemon.events._subscriptions)
         for _ in range(3):
             async with contextlib.AsyncExitStack() as stack:
                 for _ in range(2):
@@ -111,4 +112,4 @@ async def test_watches_are_bounded_and_given_back(monkeypatch: pytest.MonkeyPatc
                 with pytest.raises(dep2p.LimitError):
                     await anext(a.client.watch_events())
             await a.server._running.wait_idle()
-        assert not a.daemon.events._subscriptions
+        assert a.daemon.events._subscriptions == own

@@ -40,6 +40,7 @@ class Event(_message.Message):
     RESERVATION_CHANGED_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    PATH_CHANGED_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bool
     """snapshot marks the events that describe the state at the start of a watch."""
     @_builtins.property
@@ -86,6 +87,10 @@ class Event(_message.Message):
     def lost(self) -> Global___Lost:
         """lost tells that this watcher was too slow."""
 
+    @_builtins.property
+    def path_changed(self) -> Global___PathChanged:
+        """path_changed tells that new streams to a peer take another path."""
+
     def __init__(
         self,
         *,
@@ -101,12 +106,13 @@ class Event(_message.Message):
         reservation_changed: Global___ReservationChanged | None = ...,
         stopping: Global___Stopping | None = ...,
         lost: Global___Lost | None = ...,
+        path_changed: Global___PathChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "peer_identified", b"peer_identified", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "peer_identified", b"peer_identified", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "snapshot", b"snapshot", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "snapshot", b"snapshot", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["connection_opened", "connection_closed", "peer_identified", "addresses_changed", "relay_changed", "circuit_opened", "circuit_closed", "reservation_changed", "stopping", "lost"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["connection_opened", "connection_closed", "peer_identified", "addresses_changed", "relay_changed", "circuit_opened", "circuit_closed", "reservation_changed", "stopping", "lost", "path_changed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -143,6 +149,34 @@ class ConnectionClosed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConnectionClosed: _TypeAlias = ConnectionClosed  # noqa: Y015
+
+@_typing.final
+class PathChanged(_message.Message):
+    """PathChanged tells that a relayed path became direct, or the other way round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTION_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    previous: _peer_pb2.Path.ValueType
+    """previous is the path that they used before."""
+    @_builtins.property
+    def connection(self) -> _peer_pb2.Connection:
+        """connection is what new streams to the peer use from now on."""
+
+    def __init__(
+        self,
+        *,
+        connection: _peer_pb2.Connection | None = ...,
+        previous: _peer_pb2.Path.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "previous", b"previous"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathChanged: _TypeAlias = PathChanged  # noqa: Y015
 
 @_typing.final
 class AddressesChanged(_message.Message):
