@@ -204,6 +204,9 @@ def _event_details(event: Event, kind: str) -> str:
         changed = event.reservation_changed
         name = enum_name(type(changed).Change.DESCRIPTOR, changed.change)
         return f"{changed.peer_id} {name}"
+    if kind == "path_changed":
+        now, before = event.path_changed.connection, path_name(event.path_changed.previous)
+        return f"{now.peer_id} {before} -> {path_name(now.path)} {now.remote_address}"
     if kind == "stopping":
         return event.stopping.reason
     if kind == "lost":

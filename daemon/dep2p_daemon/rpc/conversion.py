@@ -11,6 +11,7 @@ from dep2p.v1 import event_pb2, peer_pb2, relay_pb2, stream_service_pb2
 from dep2p_daemon.circuit import events as circuit_events
 from dep2p_daemon.daemon import Daemon, Stopping
 from dep2p_daemon.muxed import Direction
+from dep2p_daemon.nat.paths import PathChanged
 from dep2p_daemon.swarm import events as swarm_events
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ _DIRECTIONS = {
     Direction.INBOUND: peer_pb2.DIRECTION_INBOUND,
     Direction.OUTBOUND: peer_pb2.DIRECTION_OUTBOUND,
 }
+
+_PATHS = {"direct": peer_pb2.PATH_DIRECT, "relayed": peer_pb2.PATH_RELAYED}
 
 
 def timestamp(unix: float) -> Timestamp:
@@ -42,7 +45,7 @@ def milliseconds(seconds: float | None) -> float | None:
 
 def path_of(connection: Connection) -> peer_pb2.Path.ValueType:
     """Which way its packets go."""
-    return peer_pb2.PATH_RELAYED if connection.relayed else peer_pb2.PATH_DIRECT
+    return _PATHS[connection.path]
 
 
 def limits_message(limits: CircuitLimits) -> peer_pb2.Limits:
@@ -196,6 +199,9 @@ def event_message(daemon: Daemon, event: object) -> event_pb2.Event | None:
             message.circuit_closed.CopyFrom(circuit_message(circuit))
         case circuit_events.ReservationChanged(reservation, change):
             message.reservation_changed.CopyFrom(reservation_message(reservation, change))
+        case PathChanged(connection=connection, previous=previous):
+            message.path_changed.connection.CopyFrom(connection_message(connection))
+            message.path_changed.previous = _PATHS[previous]
         case Stopping(reason):
             message.stopping.CopyFrom(event_pb2.Stopping(reason=reason))
         case _:

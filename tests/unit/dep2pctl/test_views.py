@@ -8,11 +8,19 @@ from dep2p.v1.event_pb2 import (
     ConnectionClosed,
     Event,
     Lost,
+    PathChanged,
     ReservationChanged,
     Stopping,
 )
 from dep2p.v1.node_service_pb2 import Node
-from dep2p.v1.peer_pb2 import DIRECTION_INBOUND, PATH_RELAYED, Connection, Limits, Peer
+from dep2p.v1.peer_pb2 import (
+    DIRECTION_INBOUND,
+    PATH_DIRECT,
+    PATH_RELAYED,
+    Connection,
+    Limits,
+    Peer,
+)
 from dep2p.v1.relay_pb2 import Relay
 from dep2pctl import views
 
@@ -108,6 +116,10 @@ def test_only_a_relay_counts_reservations() -> None:
             ),
             "12D3 created",
         ),
+        (
+            Event(path_changed=PathChanged(connection=RELAYED, previous=PATH_DIRECT)),
+            "12D3Peer direct -> relayed /ip4/",
+        ),
         (Event(stopping=Stopping(reason="signal")), "signal"),
         (Event(lost=Lost(count=7)), "7 events"),
     ],
@@ -122,7 +134,7 @@ def test_every_event_is_one_line(event: Event, part: str) -> None:
 
 def test_no_kind_of_event_is_without_a_text() -> None:
     """A new member of the oneof wants a line in `_event_details`, and a row above."""
-    tested = 10
+    tested = 11
     assert len(Event.DESCRIPTOR.oneofs_by_name["event"].fields) == tested
 
 

@@ -15,6 +15,7 @@ from dep2p_daemon.errors import ConnectionClosedError
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.muxed import CircuitLimits, Connection, Direction, Stream
+from dep2p_daemon.nat import paths
 from dep2p_daemon.rpc import conversion
 from dep2p_daemon.swarm import events as swarm_events
 from dep2p_daemon.swarm.peerstore import Peerstore
@@ -128,6 +129,7 @@ EVENTS: dict[str, object] = {
     "reservation_changed": circuit_events.ReservationChanged(
         RESERVATION, circuit_events.ReservationChange.REFRESHED
     ),
+    "path_changed": paths.PathChanged(PEER.peer_id, StillConnection(), "relayed"),
     "stopping": Stopping("signal"),
 }
 
@@ -150,7 +152,7 @@ def test_every_event_of_the_rooms_is_told() -> None:
     told = {type(event).__name__ for event in EVENTS.values()} - {"Stopping"}
     published = {
         name
-        for module in (swarm_events, circuit_events)
+        for module in (swarm_events, circuit_events, paths)
         for name, value in vars(module).items()
         if isinstance(value, type)
         and value.__module__ == module.__name__
