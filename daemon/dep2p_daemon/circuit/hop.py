@@ -52,6 +52,10 @@ _MISMATCH: Final = "PEER_ID_MISMATCH"
 
 log = structlog.get_logger(__name__)
 
+MAX_RESERVATION: Final = 30 * 24 * 3600.0
+"""Seconds that a relay is believed to keep a reservation; ours. It may promise more, but the number
+on the wire has 64 bits, and what comes of it must be a time that clocks and the API can tell."""
+
 
 @dataclass(frozen=True, slots=True)
 class Granted:
@@ -127,7 +131,8 @@ async def reserve(swarm: Swarm, connection: Connection, *, timeout: float, now: 
         for address in grant.addresses
         if address.peer_id == relay and not address.is_circuit
     )
-    return Granted(float(grant.expires_at), addresses, status.limits)
+    expires_at = min(float(grant.expires_at), now + MAX_RESERVATION)
+    return Granted(expires_at, addresses, status.limits)
 
 
 async def connect(

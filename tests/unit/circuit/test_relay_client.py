@@ -46,6 +46,7 @@ from dep2p_daemon.errors import (
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.muxed import CircuitLimits, read_message, write_message
+from dep2p_daemon.rpc.conversion import timestamp
 from dep2p_daemon.swarm.events import AddressesChanged
 
 if TYPE_CHECKING:
@@ -482,6 +483,18 @@ async def test_a_grant_without_addresses_leaves_the_one_that_was_dialled() -> No
         assert [str(a) for a in status.circuit_addresses] == [
             f"{FULL}/p2p-circuit/p2p/{client.peer}"
         ]
+
+
+@virtual_time
+async def test_a_grant_for_ages_is_taken_for_thirty_days() -> None:
+    """What a relay writes there must not make times that the API cannot tell."""
+    network = MemoryNetwork()
+    async with node(memory(network)) as client:
+        ages = grant(client, expires_at=2**64 - 1, voucher=b"")
+        status = await answered(ages, client, network)
+        assert status.expires_at is not None
+        assert status.expires_at - time.time() == pytest.approx(30 * 24 * 3600, abs=5)
+        assert timestamp(status.expires_at).seconds == int(status.expires_at)
 
 
 @pytest.mark.parametrize(
