@@ -134,6 +134,20 @@ EVENTS: dict[str, object] = {
 }
 
 
+RELAY_HOST = circuit_events.RelayHostChanged(
+    circuit_events.RelayHostStatus(
+        host="relay.example.com:4001", state=circuit_events.RelayState.CONNECTING
+    )
+)
+"""Told as a `relay_changed` too."""
+
+
+def test_a_relay_that_is_still_looked_for_is_told_as_a_relay() -> None:
+    message = message_of(RELAY_HOST)
+    assert message is not None
+    assert message.relay_changed.state == relay_pb2.Relay.STATE_CONNECTING
+
+
 @pytest.mark.parametrize("kind", EVENTS)
 def test_every_event_has_its_message(kind: str) -> None:
     message = message_of(EVENTS[kind])
@@ -149,7 +163,7 @@ def test_every_kind_of_message_has_its_event() -> None:
 
 def test_every_event_of_the_rooms_is_told() -> None:
     """A new event that nobody converts would be lost in silence."""
-    told = {type(event).__name__ for event in EVENTS.values()} - {"Stopping"}
+    told = {type(event).__name__ for event in (*EVENTS.values(), RELAY_HOST)} - {"Stopping"}
     published = {
         name
         for module in (swarm_events, circuit_events, paths)
