@@ -113,6 +113,7 @@ COMMANDS: Final = {
     "ping": "ping",
     "perf": "perf",
     "disconnect": "dial",
+    "why": "why",
     "events": "events",
     "relay": "relay",
     "listen": "listen",

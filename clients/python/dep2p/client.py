@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
     from dep2p.v1.event_pb2 import Event
+    from dep2p.v1.explanation_pb2 import PeerExplanation
     from dep2p.v1.peer_pb2 import Connection, Peer
     from dep2p.v1.relay_pb2 import Relay
 
@@ -211,6 +212,13 @@ class Node:
     ) -> list[Connection]:
         """List the open connections, of one peer or of all; oldest first."""
         connections: list[Connection] = []
+    async def explain_peer(self, peer_id: str, *, timeout: float = CALL_SECONDS) -> PeerExplanation:
+        """Tell why a peer is reached directly, through a relay, or not at all."""
+        request = peer_service_pb2.ExplainPeerRequest(peer_id=peer_id)
+        return await unary(
+            self._peers.ExplainPeer, request, timeout=timeout, socket=self.socket_path
+        )
+
         request = peer_service_pb2.ListConnectionsRequest(peer_id=peer_id, page_size=_PAGE)
         while True:
             page = await unary(

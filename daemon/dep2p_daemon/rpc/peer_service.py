@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
 
-from dep2p.v1 import peer_pb2, peer_service_pb2, peer_service_pb2_grpc
+from dep2p.v1 import explanation_pb2, peer_pb2, peer_service_pb2, peer_service_pb2_grpc
 from dep2p_daemon.errors import (
     InvalidArgumentError,
     NotFoundError,
@@ -20,6 +20,7 @@ from dep2p_daemon.nat.wait_direct import DirectFailure, wait_direct
 from dep2p_daemon.protocols import perf, ping
 from dep2p_daemon.rpc.conversion import connection_message, path_of, peer_message
 from dep2p_daemon.rpc.deadlines import DIAL_SECONDS, MAX_DIAL_SECONDS, seconds_left
+from dep2p_daemon.rpc.explanation import explanation
 from dep2p_daemon.rpc.pages import page
 from dep2p_daemon.swarm.dialing import DialPolicy
 
@@ -130,6 +131,12 @@ class PeerService(peer_service_pb2_grpc.PeerServiceServicer):
                 peer=peer,
             )
         return peer_message(self._daemon, peer)
+
+    @override
+    async def ExplainPeer(
+        self, request: peer_service_pb2.ExplainPeerRequest, context: Context
+    ) -> explanation_pb2.PeerExplanation:
+        return explanation(self._daemon, PeerId.parse(request.peer_id))
 
     @override
     async def ListConnections(

@@ -37,6 +37,7 @@ METHODS: Final[dict[str, Role]] = {
     "/dep2p.v1.PeerService/Ping": Role.APP,
     "/dep2p.v1.PeerService/MeasureThroughput": Role.APP,
     "/dep2p.v1.RelayService/ConnectRelay": Role.OPERATOR,
+    "/dep2p.v1.PeerService/ExplainPeer": Role.READ,
     "/dep2p.v1.RelayService/DisconnectRelay": Role.OPERATOR,
     "/dep2p.v1.RelayService/ListRelays": Role.READ,
     "/dep2p.v1.RelayService/WatchRelays": Role.READ,

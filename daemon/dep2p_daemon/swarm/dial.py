@@ -7,6 +7,7 @@ first connection wins, the others are ended. Each step is a log line at debug.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
@@ -26,6 +27,14 @@ from dep2p_daemon.muxed import CloseCode
 from dep2p_daemon.swarm.connections import DialPolicy
 from dep2p_daemon.swarm.dial_errors import Outcome, dial_error, dial_timeout
 from dep2p_daemon.swarm.dial_plan import DialPlan
+from dep2p_daemon.swarm.dial_trail import (
+    MAX_ATTEMPTS,
+    MAX_DETAIL_CHARS,
+    AttemptOutcome,
+    DialAttempt,
+    DialBook,
+    DialTrail,
+)
 from dep2p_daemon.swarm.ranking import Candidate, IPNetwork, rank
 
 if TYPE_CHECKING:
@@ -91,9 +100,14 @@ class Dial:
         resolver: DnsResolver | None,
         backoff: Backoff,
         settings: DialSettings,
+        book: DialBook,
         on_decided: Callable[[Dial], None],
     ) -> None:
         self.peer = peer
+        self._book = book
+        self._trail: DialTrail | None = None
+        self._tried: list[DialAttempt] = []
+        self._began_at = time.time()
         self.policy = policy
         self._wanted = wanted
         self._context = context
@@ -169,6 +183,7 @@ class Dial:
         finally:
             if not self._decided.is_set():
                 self._decide()
+            self._record()  # with what ended after the decision
 
     def _start_due(self, tasks: asyncio.TaskGroup) -> None:
         for address, explicit in self._unresolved:
@@ -201,6 +216,7 @@ class Dial:
                 reason="DIAL_BACKOFF",
             )
             self._outcomes.setdefault(address, Outcome(address, error))
+            self._note(address, AttemptOutcome.NOT_TRIED, now, error)
             self._log.debug("dial: address left out", address=str(address), reason=error.reason)
         return rank(usable, networks=self._context.networks(), settings=self._settings)
 
@@ -224,6 +240,7 @@ class Dial:
             self._log.debug("dial: resolved", address=str(address), found=[str(a) for a in found])
         except Dep2pError as error:
             self._outcomes[address] = Outcome(address, error, self._time() - self._began)
+            self._note(address, AttemptOutcome.NOT_TRIED, self._began, error)
             self._log.debug("dial: not resolved", address=str(address), reason=error.reason)
         finally:
             self._plan.resolved(candidates, self._time())
@@ -257,6 +274,7 @@ class Dial:
         log.debug("dial: attempt started", timeout_seconds=candidate.timeout)
         try:
             connection = await self._connect(candidate)
+            self._note(address, AttemptOutcome.CONNECTED, began)
             self._take(candidate, connection)
             log.debug(
                 "dial: connected",
@@ -264,11 +282,13 @@ class Dial:
                 ms=round((self._time() - began) * 1000, 1),
             )
         except asyncio.CancelledError:
+            self._note(address, AttemptOutcome.GIVEN_UP, began)
             log.debug("dial: attempt given up", ms=round((self._time() - began) * 1000, 1))
             raise
         except Dep2pError as error:
             now = self._time()
             self._outcomes[address] = Outcome(address, error, now - began)
+            self._note(address, AttemptOutcome.FAILED, began, error)
             # A relay's refusal may be over any moment, and asking it is cheap.
             if isinstance(error, PeerError) and not isinstance(error, RelayRefusedError):
                 self._backoff.failed(self.peer, address, error.message, now)
@@ -345,7 +365,50 @@ class Dial:
     def _decide(self) -> None:
         self._ended = self._time()
         self._decided.set()
+        self._record()
         self._on_decided(self)
+
+    def _note(
+        self,
+        address: Multiaddr,
+        outcome: AttemptOutcome,
+        began: float,
+        error: Dep2pError | None = None,
+    ) -> None:
+        """Remember for `why` what came of an address."""
+        if len(self._tried) < MAX_ATTEMPTS:
+            self._tried.append(
+                DialAttempt(
+                    address=address,
+                    outcome=outcome,
+                    began_after=began - self._began,
+                    duration=self._time() - began,
+                    reason=error.reason if error is not None else "",
+                    detail=error.message[:MAX_DETAIL_CHARS] if error is not None else "",
+                )
+            )
+
+    def _record(self) -> None:
+        """Put the dial into the book, or its longer record in place of the shorter one."""
+        winner = self._winner
+        error = None if winner is not None else self._failure()
+        trail = DialTrail(
+            peer=self.peer,
+            policy=self.policy,
+            started_at=self._began_at,
+            duration=self._ended - self._began,
+            attempts=tuple(self._tried),
+            connection_id=winner.id if winner is not None else "",
+            relayed=winner is not None and winner.relayed,
+            reason=error.reason if error is not None else "",
+            detail=error.message if error is not None else "",
+            remedy=error.remedy if error is not None else "",
+        )
+        if self._trail is None:
+            self._book.add(trail)
+        else:
+            self._book.replace(self._trail, trail)
+        self._trail = trail
 
     def _failure(self) -> Dep2pError:
         if not self._outcomes:

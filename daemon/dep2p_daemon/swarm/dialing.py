@@ -6,6 +6,7 @@ same time.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
@@ -17,6 +18,7 @@ from dep2p_daemon.swarm.backoff import Backoff
 from dep2p_daemon.swarm.connections import DialPolicy
 from dep2p_daemon.swarm.dial import Dial, DialContext, DnsResolver, without_peer
 from dep2p_daemon.swarm.dial_errors import no_addresses
+from dep2p_daemon.swarm.dial_trail import DialBook, DialTrail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -51,6 +53,7 @@ class Dialer:
         self._settings = settings
         self._shared: dict[tuple[PeerId, DialPolicy], Dial] = {}
         self.backoff = Backoff(settings)
+        self.trails = DialBook()
 
     async def dial(
         self,
@@ -66,7 +69,19 @@ class Dialer:
         known = explicit or self._known_addresses(peer)
         usable = [address for address in known if policy.allows(relayed=address.is_circuit)]
         if not usable:
-            raise no_addresses(peer, policy, known)
+            error = no_addresses(peer, policy, known)
+            self.trails.add(
+                DialTrail(
+                    peer=peer,
+                    policy=policy,
+                    started_at=time.time(),
+                    duration=0.0,
+                    reason=error.reason,
+                    detail=error.message,
+                    remedy=error.remedy,
+                )
+            )
+            raise error
         dial = None if force_new else self._shared.get((peer, policy))
         if dial is None:
             dial = Dial(
@@ -77,6 +92,7 @@ class Dialer:
                 resolver=self._resolver,
                 backoff=self.backoff,
                 settings=self._settings,
+                book=self.trails,
                 on_decided=self._forget,
             )
             if not force_new:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection, Listener, Stream, Transport
     from dep2p_daemon.swarm.dial import DnsResolver
+    from dep2p_daemon.swarm.dial_trail import DialBook
     from dep2p_daemon.swarm.peerstore import Peerstore
     from dep2p_daemon.swarm.ranking import IPNetwork
 
@@ -310,6 +311,11 @@ class Swarm:
             return connection
         # The peer may have dialled us meanwhile, and of the two connections one survives.
         return self._table.best(peer, policy) or connection
+
+    @property
+    def dial_trails(self) -> DialBook:
+        """What was tried at the last dials of each peer."""
+        return self._dialer.trails
 
     def add_connection(self, connection: Connection) -> bool:
         """Take over a connection that a peer made; False when it was refused (and closed)."""

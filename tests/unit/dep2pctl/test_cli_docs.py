@@ -10,6 +10,7 @@ import click
 import pytest
 
 from dep2p.v1.event_pb2 import Circuit, ConnectionClosed, Event, ReservationChanged
+from dep2p.v1.explanation_pb2 import DialTrail, PeerExplanation, PunchTrail
 from dep2p.v1.node_service_pb2 import Node
 from dep2p.v1.peer_pb2 import Connection, Limits, Peer
 from dep2p.v1.peer_service_pb2 import MeasureThroughputResponse, PingResponse
@@ -31,6 +32,9 @@ OBJECTS: list[type[Message]] = [
     Connection,
     Limits,
     Relay,
+    PeerExplanation,
+    DialTrail,
+    PunchTrail,
     PingResponse,
     MeasureThroughputResponse,
     Event,

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from dep2p.v1 import explanation_pb2 as dep2p_dot_v1_dot_explanation__pb2
 from dep2p.v1 import peer_pb2 as dep2p_dot_v1_dot_peer__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64\x65p2p/v1/peer_service.proto\x12\x08\x64\x65p2p.v1\x1a\x13\x64\x65p2p/v1/peer.proto\x1a\x1egoogle/protobuf/duration.proto\"\x84\x01\n\x0b\x44ialRequest\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12$\n\x06policy\x18\x02 \x01(\x0e\x32\x14.dep2p.v1.DialPolicy\x12\x11\n\tforce_new\x18\x03 \x01(\x08\x12.\n\x0bwait_direct\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"i\n\x0c\x44ialResponse\x12(\n\nconnection\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.Connection\x12/\n\x0e\x64irect_failure\x18\x02 \x01(\x0b\x32\x17.dep2p.v1.DirectFailure\"@\n\rDirectFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\";\n\x11\x44isconnectRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x15\n\rconnection_id\x18\x02 \x01(\t\"*\n\x12\x44isconnectResponse\x12\x14\n\x0c\x63losed_count\x18\x01 \x01(\x05\"P\n\x10ListPeersRequest\x12\x15\n\rinclude_known\x18\x01 \x01(\x08\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"K\n\x11ListPeersResponse\x12\x1d\n\x05peers\x18\x01 \x03(\x0b\x32\x0e.dep2p.v1.Peer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0eGetPeerRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\"P\n\x16ListConnectionsRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x17ListConnectionsResponse\x12)\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32\x14.dep2p.v1.Connection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x0bPingRequest\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12+\n\x08interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"f\n\x0cPingResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x05\x12\x0e\n\x06rtt_ms\x18\x02 \x01(\x01\x12\x1c\n\x04path\x18\x03 \x01(\x0e\x32\x0e.dep2p.v1.Path\x12\x16\n\x0eremote_address\x18\x04 \x01(\t\"V\n\x18MeasureThroughputRequest\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x14\n\x0cupload_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x64ownload_bytes\x18\x03 \x01(\x04\"\xc5\x01\n\x19MeasureThroughputResponse\x12\x17\n\x0f\x65lapsed_seconds\x18\x01 \x01(\x01\x12\x16\n\x0euploaded_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x64ownloaded_bytes\x18\x03 \x01(\x04\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\x12\x1c\n\x04path\x18\x05 \x01(\x0e\x32\x0e.dep2p.v1.Path\x12\x16\n\x0eupload_seconds\x18\x06 \x01(\x01\x12\x18\n\x10\x64ownload_seconds\x18\x07 \x01(\x01*p\n\nDialPolicy\x12\x1b\n\x17\x44IAL_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44IAL_POLICY_AUTO\x10\x01\x12\x16\n\x12\x44IAL_POLICY_DIRECT\x10\x02\x12\x17\n\x13\x44IAL_POLICY_RELAYED\x10\x03\x32\xf9\x03\n\x0bPeerService\x12\x35\n\x04\x44ial\x12\x15.dep2p.v1.DialRequest\x1a\x16.dep2p.v1.DialResponse\x12G\n\nDisconnect\x12\x1b.dep2p.v1.DisconnectRequest\x1a\x1c.dep2p.v1.DisconnectResponse\x12\x44\n\tListPeers\x12\x1a.dep2p.v1.ListPeersRequest\x1a\x1b.dep2p.v1.ListPeersResponse\x12\x33\n\x07GetPeer\x12\x18.dep2p.v1.GetPeerRequest\x1a\x0e.dep2p.v1.Peer\x12V\n\x0fListConnections\x12 .dep2p.v1.ListConnectionsRequest\x1a!.dep2p.v1.ListConnectionsResponse\x12\x37\n\x04Ping\x12\x15.dep2p.v1.PingRequest\x1a\x16.dep2p.v1.PingResponse0\x01\x12^\n\x11MeasureThroughput\x12\".dep2p.v1.MeasureThroughputRequest\x1a#.dep2p.v1.MeasureThroughputResponse0\x01\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64\x65p2p/v1/peer_service.proto\x12\x08\x64\x65p2p.v1\x1a\x1a\x64\x65p2p/v1/explanation.proto\x1a\x13\x64\x65p2p/v1/peer.proto\x1a\x1egoogle/protobuf/duration.proto\"\x84\x01\n\x0b\x44ialRequest\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12$\n\x06policy\x18\x02 \x01(\x0e\x32\x14.dep2p.v1.DialPolicy\x12\x11\n\tforce_new\x18\x03 \x01(\x08\x12.\n\x0bwait_direct\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"i\n\x0c\x44ialResponse\x12(\n\nconnection\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.Connection\x12/\n\x0e\x64irect_failure\x18\x02 \x01(\x0b\x32\x17.dep2p.v1.DirectFailure\"@\n\rDirectFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\";\n\x11\x44isconnectRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x15\n\rconnection_id\x18\x02 \x01(\t\"*\n\x12\x44isconnectResponse\x12\x14\n\x0c\x63losed_count\x18\x01 \x01(\x05\"P\n\x10ListPeersRequest\x12\x15\n\rinclude_known\x18\x01 \x01(\x08\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"K\n\x11ListPeersResponse\x12\x1d\n\x05peers\x18\x01 \x03(\x0b\x32\x0e.dep2p.v1.Peer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0eGetPeerRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\"%\n\x12\x45xplainPeerRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\"P\n\x16ListConnectionsRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x17ListConnectionsResponse\x12)\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32\x14.dep2p.v1.Connection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x0bPingRequest\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12+\n\x08interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"f\n\x0cPingResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x05\x12\x0e\n\x06rtt_ms\x18\x02 \x01(\x01\x12\x1c\n\x04path\x18\x03 \x01(\x0e\x32\x0e.dep2p.v1.Path\x12\x16\n\x0eremote_address\x18\x04 \x01(\t\"V\n\x18MeasureThroughputRequest\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x14\n\x0cupload_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x64ownload_bytes\x18\x03 \x01(\x04\"\xc5\x01\n\x19MeasureThroughputResponse\x12\x17\n\x0f\x65lapsed_seconds\x18\x01 \x01(\x01\x12\x16\n\x0euploaded_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x64ownloaded_bytes\x18\x03 \x01(\x04\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\x12\x1c\n\x04path\x18\x05 \x01(\x0e\x32\x0e.dep2p.v1.Path\x12\x16\n\x0eupload_seconds\x18\x06 \x01(\x01\x12\x18\n\x10\x64ownload_seconds\x18\x07 \x01(\x01*p\n\nDialPolicy\x12\x1b\n\x17\x44IAL_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44IAL_POLICY_AUTO\x10\x01\x12\x16\n\x12\x44IAL_POLICY_DIRECT\x10\x02\x12\x17\n\x13\x44IAL_POLICY_RELAYED\x10\x03\x32\xc1\x04\n\x0bPeerService\x12\x35\n\x04\x44ial\x12\x15.dep2p.v1.DialRequest\x1a\x16.dep2p.v1.DialResponse\x12G\n\nDisconnect\x12\x1b.dep2p.v1.DisconnectRequest\x1a\x1c.dep2p.v1.DisconnectResponse\x12\x44\n\tListPeers\x12\x1a.dep2p.v1.ListPeersRequest\x1a\x1b.dep2p.v1.ListPeersResponse\x12\x33\n\x07GetPeer\x12\x18.dep2p.v1.GetPeerRequest\x1a\x0e.dep2p.v1.Peer\x12V\n\x0fListConnections\x12 .dep2p.v1.ListConnectionsRequest\x1a!.dep2p.v1.ListConnectionsResponse\x12\x37\n\x04Ping\x12\x15.dep2p.v1.PingRequest\x1a\x16.dep2p.v1.PingResponse0\x01\x12^\n\x11MeasureThroughput\x12\".dep2p.v1.MeasureThroughputRequest\x1a#.dep2p.v1.MeasureThroughputResponse0\x01\x12\x46\n\x0b\x45xplainPeer\x12\x1c.dep2p.v1.ExplainPeerRequest\x1a\x19.dep2p.v1.PeerExplanationB.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,36 +35,38 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dep2p.v1.peer_service_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1'
-  _globals['_DIALPOLICY']._serialized_start=1359
-  _globals['_DIALPOLICY']._serialized_end=1471
-  _globals['_DIALREQUEST']._serialized_start=95
-  _globals['_DIALREQUEST']._serialized_end=227
-  _globals['_DIALRESPONSE']._serialized_start=229
-  _globals['_DIALRESPONSE']._serialized_end=334
-  _globals['_DIRECTFAILURE']._serialized_start=336
-  _globals['_DIRECTFAILURE']._serialized_end=400
-  _globals['_DISCONNECTREQUEST']._serialized_start=402
-  _globals['_DISCONNECTREQUEST']._serialized_end=461
-  _globals['_DISCONNECTRESPONSE']._serialized_start=463
-  _globals['_DISCONNECTRESPONSE']._serialized_end=505
-  _globals['_LISTPEERSREQUEST']._serialized_start=507
-  _globals['_LISTPEERSREQUEST']._serialized_end=587
-  _globals['_LISTPEERSRESPONSE']._serialized_start=589
-  _globals['_LISTPEERSRESPONSE']._serialized_end=664
-  _globals['_GETPEERREQUEST']._serialized_start=666
-  _globals['_GETPEERREQUEST']._serialized_end=699
-  _globals['_LISTCONNECTIONSREQUEST']._serialized_start=701
-  _globals['_LISTCONNECTIONSREQUEST']._serialized_end=781
-  _globals['_LISTCONNECTIONSRESPONSE']._serialized_start=783
-  _globals['_LISTCONNECTIONSRESPONSE']._serialized_end=876
-  _globals['_PINGREQUEST']._serialized_start=878
-  _globals['_PINGREQUEST']._serialized_end=965
-  _globals['_PINGRESPONSE']._serialized_start=967
-  _globals['_PINGRESPONSE']._serialized_end=1069
-  _globals['_MEASURETHROUGHPUTREQUEST']._serialized_start=1071
-  _globals['_MEASURETHROUGHPUTREQUEST']._serialized_end=1157
-  _globals['_MEASURETHROUGHPUTRESPONSE']._serialized_start=1160
-  _globals['_MEASURETHROUGHPUTRESPONSE']._serialized_end=1357
-  _globals['_PEERSERVICE']._serialized_start=1474
-  _globals['_PEERSERVICE']._serialized_end=1979
+  _globals['_DIALPOLICY']._serialized_start=1426
+  _globals['_DIALPOLICY']._serialized_end=1538
+  _globals['_DIALREQUEST']._serialized_start=123
+  _globals['_DIALREQUEST']._serialized_end=255
+  _globals['_DIALRESPONSE']._serialized_start=257
+  _globals['_DIALRESPONSE']._serialized_end=362
+  _globals['_DIRECTFAILURE']._serialized_start=364
+  _globals['_DIRECTFAILURE']._serialized_end=428
+  _globals['_DISCONNECTREQUEST']._serialized_start=430
+  _globals['_DISCONNECTREQUEST']._serialized_end=489
+  _globals['_DISCONNECTRESPONSE']._serialized_start=491
+  _globals['_DISCONNECTRESPONSE']._serialized_end=533
+  _globals['_LISTPEERSREQUEST']._serialized_start=535
+  _globals['_LISTPEERSREQUEST']._serialized_end=615
+  _globals['_LISTPEERSRESPONSE']._serialized_start=617
+  _globals['_LISTPEERSRESPONSE']._serialized_end=692
+  _globals['_GETPEERREQUEST']._serialized_start=694
+  _globals['_GETPEERREQUEST']._serialized_end=727
+  _globals['_EXPLAINPEERREQUEST']._serialized_start=729
+  _globals['_EXPLAINPEERREQUEST']._serialized_end=766
+  _globals['_LISTCONNECTIONSREQUEST']._serialized_start=768
+  _globals['_LISTCONNECTIONSREQUEST']._serialized_end=848
+  _globals['_LISTCONNECTIONSRESPONSE']._serialized_start=850
+  _globals['_LISTCONNECTIONSRESPONSE']._serialized_end=943
+  _globals['_PINGREQUEST']._serialized_start=945
+  _globals['_PINGREQUEST']._serialized_end=1032
+  _globals['_PINGRESPONSE']._serialized_start=1034
+  _globals['_PINGRESPONSE']._serialized_end=1136
+  _globals['_MEASURETHROUGHPUTREQUEST']._serialized_start=1138
+  _globals['_MEASURETHROUGHPUTREQUEST']._serialized_end=1224
+  _globals['_MEASURETHROUGHPUTRESPONSE']._serialized_start=1227
+  _globals['_MEASURETHROUGHPUTRESPONSE']._serialized_end=1424
+  _globals['_PEERSERVICE']._serialized_start=1541
+  _globals['_PEERSERVICE']._serialized_end=2118
 # @@protoc_insertion_point(module_scope)

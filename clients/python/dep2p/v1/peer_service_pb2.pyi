@@ -278,6 +278,28 @@ class GetPeerRequest(_message.Message):
 Global___GetPeerRequest: _TypeAlias = GetPeerRequest  # noqa: Y015
 
 @_typing.final
+class ExplainPeerRequest(_message.Message):
+    """ExplainPeerRequest names a peer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    peer_id: _builtins.str
+    """peer_id is the peer's id."""
+    def __init__(
+        self,
+        *,
+        peer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer_id", b"peer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPeerRequest: _TypeAlias = ExplainPeerRequest  # noqa: Y015
+
+@_typing.final
 class ListConnectionsRequest(_message.Message):
     """ListConnectionsRequest selects connections."""
 

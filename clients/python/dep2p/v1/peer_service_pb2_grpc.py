@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from dep2p.v1 import explanation_pb2 as dep2p_dot_v1_dot_explanation__pb2
 from dep2p.v1 import peer_pb2 as dep2p_dot_v1_dot_peer__pb2
 from dep2p.v1 import peer_service_pb2 as dep2p_dot_v1_dot_peer__service__pb2
 
@@ -70,6 +71,11 @@ class PeerServiceStub(object):
                 '/dep2p.v1.PeerService/MeasureThroughput',
                 request_serializer=dep2p_dot_v1_dot_peer__service__pb2.MeasureThroughputRequest.SerializeToString,
                 response_deserializer=dep2p_dot_v1_dot_peer__service__pb2.MeasureThroughputResponse.FromString,
+                _registered_method=True)
+        self.ExplainPeer = channel.unary_unary(
+                '/dep2p.v1.PeerService/ExplainPeer',
+                request_serializer=dep2p_dot_v1_dot_peer__service__pb2.ExplainPeerRequest.SerializeToString,
+                response_deserializer=dep2p_dot_v1_dot_explanation__pb2.PeerExplanation.FromString,
                 _registered_method=True)
 
 
@@ -147,6 +153,16 @@ class PeerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainPeer(self, request, context):
+        """ExplainPeer tells why a peer is reached directly, through a relay, or not
+        at all: the last dials and hole punches, with the reason and a remedy.
+
+        dep2pctl: why
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -184,6 +200,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.MeasureThroughput,
                     request_deserializer=dep2p_dot_v1_dot_peer__service__pb2.MeasureThroughputRequest.FromString,
                     response_serializer=dep2p_dot_v1_dot_peer__service__pb2.MeasureThroughputResponse.SerializeToString,
+            ),
+            'ExplainPeer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPeer,
+                    request_deserializer=dep2p_dot_v1_dot_peer__service__pb2.ExplainPeerRequest.FromString,
+                    response_serializer=dep2p_dot_v1_dot_explanation__pb2.PeerExplanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -376,6 +397,33 @@ class PeerService(object):
             '/dep2p.v1.PeerService/MeasureThroughput',
             dep2p_dot_v1_dot_peer__service__pb2.MeasureThroughputRequest.SerializeToString,
             dep2p_dot_v1_dot_peer__service__pb2.MeasureThroughputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPeer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dep2p.v1.PeerService/ExplainPeer',
+            dep2p_dot_v1_dot_peer__service__pb2.ExplainPeerRequest.SerializeToString,
+            dep2p_dot_v1_dot_explanation__pb2.PeerExplanation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from dep2p.v1 import explanation_pb2 as _explanation_pb2
 from dep2p.v1 import peer_pb2 as _peer_pb2
 from dep2p.v1 import peer_service_pb2 as _peer_service_pb2
 from grpc import aio as _aio
@@ -58,6 +59,12 @@ class PeerServiceStub:
     second and at the end. The peer must serve perf (off by default).
 
     dep2pctl: perf
+    """
+    ExplainPeer: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.ExplainPeerRequest, _explanation_pb2.PeerExplanation]
+    """ExplainPeer tells why a peer is reached directly, through a relay, or not
+    at all: the last dials and hole punches, with the reason and a remedy.
+
+    dep2pctl: why
     """
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -145,6 +152,18 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         second and at the end. The peer must serve perf (off by default).
 
         dep2pctl: perf
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPeer(
+        self,
+        request: _peer_service_pb2.ExplainPeerRequest,
+        context: _aio.ServicerContext[_peer_service_pb2.ExplainPeerRequest, _abc.Awaitable[_explanation_pb2.PeerExplanation]],
+    ) -> _abc.Awaitable[_explanation_pb2.PeerExplanation]:
+        """ExplainPeer tells why a peer is reached directly, through a relay, or not
+        at all: the last dials and hole punches, with the reason and a remedy.
+
+        dep2pctl: why
         """
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _aio.Server) -> None: ...
