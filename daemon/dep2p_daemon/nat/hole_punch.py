@@ -24,9 +24,18 @@ from dep2p_daemon.nat.candidates import CandidateFilter, CandidateLimits, is_pub
 from dep2p_daemon.nat.dcutr import MAX_ROUNDS, PunchRole, initiator_role
 from dep2p_daemon.nat.dcutr_message import PROTOCOL
 from dep2p_daemon.nat.exchange import answer, initiate
-from dep2p_daemon.nat.observed import MappingBehaviour
 from dep2p_daemon.nat.punch_settings import PunchSettings, RoundLimiter
-from dep2p_daemon.nat.trail import Outcome, Reason, Side, Step, StepKind, Trail, TrailBook
+from dep2p_daemon.nat.trail import (
+    NOTHING_IN_COMMON,
+    Outcome,
+    Reason,
+    Side,
+    Step,
+    StepKind,
+    Trail,
+    TrailBook,
+)
+from dep2p_daemon.nat.verdict import verdict
 from dep2p_daemon.swarm.dialing import DialPolicy
 
 if TYPE_CHECKING:
@@ -292,15 +301,17 @@ class HolePuncher:
                 timeout=self._settings.exchange_timeout,
             )
             accepted = attempt.judge(act.addresses)
-            reason = _verdict(attempt, accepted)
+            reason = verdict(attempt.trail, accepted)
             usable = self._usable(accepted)
             if not usable:
                 return reason
             attempt.rounds = number
             rtt = act.rtt or ASSUMED_RTT
             role = initiator_role(number, attempt.trail.own_mapping)
+            # Nothing to punch with: what one round does not reach, none does.
+            last = number == MAX_ROUNDS or reason in NOTHING_IN_COMMON
             window = self._settings.act_timeout
-            if number < MAX_ROUNDS:
+            if not last:
                 window = min(
                     max(self._settings.round_time, ROUND_TRIPS_PER_ROUND * rtt),
                     self._settings.act_timeout,
@@ -311,6 +322,8 @@ class HolePuncher:
                 probe=role is PunchRole.SERVER,
                 window=window,
             )
+            if last:
+                break
         return reason
 
     # The receiver: we dialled the relayed connection
@@ -364,7 +377,7 @@ class HolePuncher:
                 probe=False,
                 window=self._settings.act_timeout,
             )
-        return _verdict(attempt, accepted)
+        return verdict(attempt.trail, accepted)
 
     def _usable(self, accepted: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
         """Those that one of our transports dials."""
@@ -382,33 +395,6 @@ def _round(
         started_at=time.time(),
         rtt=rtt,
     )
-
-
-def _verdict(attempt: Attempt, accepted: Sequence[Multiaddr]) -> Reason:
-    """What a failure is most likely due to."""
-    own = attempt.trail.own_candidates
-    if not accepted:
-        return Reason.NO_PEER_ADDRESS
-    if not own:
-        return Reason.NO_OWN_ADDRESS
-    if not {one.transport for one in accepted} & {one.transport for one in own}:
-        return Reason.NO_COMMON_TRANSPORT
-    ours = attempt.trail.own_mapping is MappingBehaviour.ADDRESS_DEPENDENT
-    theirs = _looks_symmetric(accepted)
-    if ours and theirs:
-        return Reason.BOTH_NATS_SYMMETRIC
-    if ours:
-        return Reason.OWN_NAT_SYMMETRIC
-    return Reason.PEER_NAT_SYMMETRIC if theirs else Reason.PUNCH_FAILED
-
-
-def _looks_symmetric(addresses: Sequence[Multiaddr]) -> bool:
-    """Whether several ports of one IP address are offered for UDP: one for each observer."""
-    ports: dict[object, set[int | None]] = {}
-    for address in addresses:
-        if address.transport == "quic-v1":
-            ports.setdefault(address.ip, set()).add(address.port)
-    return any(len(found) > 1 for found in ports.values())
 
 
 def _circuits(swarm: Swarm) -> list[Multiaddr]:

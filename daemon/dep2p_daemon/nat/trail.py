@@ -64,6 +64,7 @@ class Reason(enum.Enum):
     NO_OWN_ADDRESS = "NO_OWN_ADDRESS"
     NO_PEER_ADDRESS = "NO_PEER_ADDRESS"
     NO_COMMON_TRANSPORT = "NO_COMMON_TRANSPORT"
+    NO_COMMON_IP_VERSION = "NO_COMMON_IP_VERSION"
     PEER_UNSUPPORTED = "PEER_UNSUPPORTED"
     NOT_IDENTIFIED = "NOT_IDENTIFIED"
     PROTOCOL_ERROR = "PROTOCOL_ERROR"
@@ -78,6 +79,9 @@ class Reason(enum.Enum):
     HOLE_PUNCHING_OFF = "HOLE_PUNCHING_OFF"
 
 
+NOTHING_IN_COMMON: Final = frozenset({Reason.NO_COMMON_TRANSPORT, Reason.NO_COMMON_IP_VERSION})
+"""One round is made all the same: an address may be one that anybody can dial."""
+
 _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.DIRECT: ("there is a direct connection", ""),
     Reason.NO_OWN_ADDRESS: (
@@ -91,6 +95,10 @@ _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.NO_COMMON_TRANSPORT: (
         "the two sides know addresses of different transports only (UDP here, TCP there)",
         "one of the networks may block UDP: allow outgoing UDP there",
+    ),
+    Reason.NO_COMMON_IP_VERSION: (
+        "one side knows IPv4 addresses of its own only, the other IPv6 ones",
+        "one of the networks needs the other kind of IP too, or stay relayed",
     ),
     Reason.PEER_UNSUPPORTED: (
         "the peer does not speak DCUtR, the protocol of hole punching",

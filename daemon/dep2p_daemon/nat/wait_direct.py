@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dep2p_daemon.nat.dcutr import MAX_ROUNDS
-from dep2p_daemon.nat.trail import Outcome, Reason, Side, StepKind, Trail, TrailChanged, explain
+from dep2p_daemon.nat.trail import (
+    NOTHING_IN_COMMON,
+    Outcome,
+    Reason,
+    Side,
+    StepKind,
+    Trail,
+    TrailChanged,
+    explain,
+)
 from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.events import ConnectionOpened
 
@@ -79,7 +88,9 @@ def _failed(trail: Trail | None) -> bool:
     if trail is None or trail.outcome is not Outcome.FAILED:
         return False
     rounds = sum(step.kind is StepKind.PUNCH for step in trail.steps)
-    return trail.side is Side.INITIATOR or rounds == 0 or rounds >= MAX_ROUNDS
+    if trail.side is Side.INITIATOR or trail.reason in NOTHING_IN_COMMON:
+        return True
+    return rounds == 0 or rounds >= MAX_ROUNDS
 
 
 def _concerns(event: object, peer: PeerId) -> bool:

@@ -1,0 +1,46 @@
+"""What a failed punch is most likely due to, from what both sides offered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dep2p_daemon.nat.observed import MappingBehaviour
+from dep2p_daemon.nat.trail import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dep2p_daemon.multiaddr import Multiaddr
+    from dep2p_daemon.nat.trail import Trail
+
+
+def verdict(trail: Trail, accepted: Sequence[Multiaddr]) -> Reason:
+    """Return the reason of a failure: `accepted` are those of the peer's that may be used."""
+    own = trail.own_candidates
+    if not accepted:
+        return Reason.NO_PEER_ADDRESS
+    if not own:
+        return Reason.NO_OWN_ADDRESS
+    if not _kinds(accepted) & _kinds(own):
+        common = {one.transport for one in accepted} & {one.transport for one in own}
+        return Reason.NO_COMMON_IP_VERSION if common else Reason.NO_COMMON_TRANSPORT
+    ours = trail.own_mapping is MappingBehaviour.ADDRESS_DEPENDENT
+    theirs = _looks_symmetric(accepted)
+    if ours and theirs:
+        return Reason.BOTH_NATS_SYMMETRIC
+    if ours:
+        return Reason.OWN_NAT_SYMMETRIC
+    return Reason.PEER_NAT_SYMMETRIC if theirs else Reason.PUNCH_FAILED
+
+
+def _kinds(addresses: Sequence[Multiaddr]) -> set[tuple[str | None, int]]:
+    return {(one.transport, one.ip.version) for one in addresses if one.ip is not None}
+
+
+def _looks_symmetric(addresses: Sequence[Multiaddr]) -> bool:
+    """Whether several ports of one IP address are offered for UDP: one for each observer."""
+    ports: dict[object, set[int | None]] = {}
+    for address in addresses:
+        if address.transport == "quic-v1":
+            ports.setdefault(address.ip, set()).add(address.port)
+    return any(len(found) > 1 for found in ports.values())
