@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCEPTANCE = ROOT / "docs" / "acceptance.md"
+BREAKS = "\n## Ten tests and the break each was seen to catch\n"
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?(?:::(\w+))?`")
 
 
@@ -57,9 +58,18 @@ def test_a_name_that_does_not_exist_is_noticed(text: str) -> None:
 
 
 def test_every_row_shows_something() -> None:
-    rows = re.findall(r"^\|(.+)\|(.+)\|$", ACCEPTANCE.read_text(), re.MULTILINE)
+    sentences = ACCEPTANCE.read_text().partition(BREAKS)[0]
+    rows = re.findall(r"^\|(.+)\|(.+)\|$", sentences, re.MULTILINE)
     shown = re.compile(r"`(tests/|make |\.ci/run|bench/|dep2p)")
-    headings = {"sentence", "---", "test"}
+    headings = {"sentence", "---"}
     assert [
         left for left, right in rows if left.strip() not in headings and not shown.search(right)
     ] == []
+
+
+def test_ten_tests_name_the_break_that_they_caught() -> None:
+    _, found, breaks = ACCEPTANCE.read_text().partition(BREAKS)
+    assert found
+    rows = re.findall(r"^\| (`tests/.+?`) \| (.+?) \| (.+) \|$", breaks, re.MULTILINE)
+    assert len(rows) == 10
+    assert all(len(named_tests(test)) == 1 for test, _, _ in rows)
