@@ -38,6 +38,17 @@ class ReceiveWindow:
         self.limit = max(self.limit, self.consumed + self.size)
         return self.limit
 
+    def keep_ahead_of(self, received: int) -> bool:
+        """Lend credit for bytes that nobody reads; True when the limit is to be announced.
+
+        Of a connection's streams some may be stalled: what lies unread on them is bounded by
+        their own windows, and must not keep the others from receiving. The caller bounds it.
+        """
+        if self.limit - received >= self.size // 2:
+            return False
+        self.limit = received + self.size
+        return True
+
     def keep_above(self, size: int) -> None:
         """Grow to at least `size`: a connection must not be narrower than one of its streams."""
         self.size = max(self.size, min(size, self._maximum))

@@ -38,6 +38,8 @@ class QuicSettings:
     """The same for all streams of a connection together."""
     max_connection_window: int = 12 * MIB
     """What a connection's window may grow to."""
+    max_connection_unread: int = 32 * MIB
+    """Unread bytes of a connection up to which stalled streams leave the others their credit."""
     receive_memory: int = 256 * MIB
     """Unread bytes of all connections. From half of it on no window grows; beyond it the
     connection with most unread bytes is closed."""

@@ -176,10 +176,18 @@ class StreamSet:
     # For the session
 
     def account(self) -> None:
-        """Keep the shared count of unread bytes right."""
-        unread = self._quic.bytes_received - self._window.consumed
+        """Keep the count of unread bytes right, and stalled streams from starving the others."""
+        received = self._quic.bytes_received
+        unread = received - self._window.consumed
         self._memory.used += unread - self.unread_bytes
         self.unread_bytes = unread
+        if (
+            unread <= self._settings.max_connection_unread
+            and self._memory.allows_growth
+            and self._window.keep_ahead_of(received)
+        ):
+            self._quic.raise_connection_limit(self._window.limit)
+            self._on_work()
 
     def after_transmit(self) -> None:
         """Wake writers that have room again; let go of what aioquic has forgotten."""

@@ -65,7 +65,9 @@ def test_what_is_overridden_exists_and_takes_the_same_arguments(
 
 
 async def test_no_credit_before_consumption(wire: Any, make_node: MakeNode) -> None:
-    settings = QuicSettings(initial_stream_window=64 * KIB, initial_connection_window=96 * KIB)
+    settings = QuicSettings(
+        max_connection_unread=0, initial_stream_window=64 * KIB, initial_connection_window=96 * KIB
+    )
     server, client = make_node(settings).listen(), make_node()
     ours, theirs = connect(wire, client, server)
     received = []
