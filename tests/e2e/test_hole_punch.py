@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from typing import Any, Final
 
 import pytest
-from tests.e2e.lab_daemons import LabNet, lab_daemons
+from tests.e2e.lab_daemons import ECHO, LabNet, lab_daemons
 from tests.natlab.impairment import Impairment
 from tests.requires import require_natlab
 
@@ -140,3 +141,36 @@ async def test_turned_off_it_stays_relayed_and_says_so() -> None:
         assert await stays_relayed(net, "alice") == "HOLE_PUNCHING_OFF"
         ended = await net.bob.wait_for_line("direct upgrade ended")
         assert ended["reason"] in ("PEER_UNSUPPORTED", "DIRECT")
+
+
+async def echo_again(net: LabNet, within: float) -> float:
+    """Ask for an echo until one comes; returns the seconds it took."""
+    began = time.monotonic()
+    while True:
+        done = await net.alice.ctl("stream", net.bob.peer_id, ECHO, stdin=b"again")
+        seconds = time.monotonic() - began
+        if (done.code, done.stdout) == (0, b"again"):
+            assert seconds < within
+            return seconds
+        assert seconds < within, done.stderr
+
+
+@pytest.mark.parametrize("rebooted", [("alice",), ("bob",), ("alice", "bob")], ids="+".join)
+async def test_after_a_nat_reboot_there_is_an_echo_again(rebooted: tuple[str, ...]) -> None:
+    """The direct path dies in silence; the next stream goes through the relay, and punches."""
+    async with lab_daemons("port-restricted", "port-restricted") as net:
+        await is_direct(net, "alice")
+        for node in rebooted:
+            net.lab.flush_nat(node)
+        await echo_again(net, 15.0)
+        answer = await net.alice.ctl_json("dial", net.bob.peer_id, "--wait-direct", WAIT)
+        assert answer["path"] == "direct", answer
+
+
+async def test_after_a_link_was_cut_for_twenty_seconds_there_is_an_echo_again() -> None:
+    async with lab_daemons("port-restricted", "port-restricted") as net:
+        await is_direct(net, "alice")
+        net.lab.set_link("alice", Impairment(loss_pct=100))
+        await asyncio.sleep(20)  # the test's own condition
+        net.lab.set_link("alice", Impairment(loss_pct=0))
+        await echo_again(net, 15.0)

@@ -8,12 +8,13 @@ time. Between our own nodes a path set will one day carry the streams themselves
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 
 from dep2p_daemon.muxed import CloseCode
+from dep2p_daemon.nat.liveness import LivenessSettings, guard
 from dep2p_daemon.swarm.dialing import DialPolicy
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class PathSettings:
     for this long: the peer needs a moment to learn of the direct one too."""
     relayed_grace: float = 300.0
     """It is closed after this even if streams are left on it."""
+    liveness: LivenessSettings = field(default_factory=LivenessSettings)
+    """When a direct connection counts as dead."""
 
 
 class PathWatch:
@@ -64,13 +67,20 @@ class PathWatch:
         swarm.observe(self)
 
     async def connection_opened(self, connection: Connection) -> None:
-        """Note the path; a direct connection retires the relayed ones that were there."""
+        """Note the path; a direct connection retires the relayed ones that were there.
+
+        Where there is a relay to fall back to, the direct one is watched.
+        """
         peer = connection.remote_peer
         self._note(peer)
-        if not connection.relayed:
-            for other in self._swarm.connections(peer):
-                if other.relayed:
-                    self._swarm.spawn(self._retire(other))
+        if connection.relayed:
+            return
+        relayed = [other for other in self._swarm.connections(peer) if other.relayed]
+        for other in relayed:
+            self._swarm.spawn(self._retire(other))
+        known = self._swarm.peerstore.addresses(peer)
+        if relayed or any(address.is_circuit for address in known):
+            await guard(self._swarm, connection, self._settings.liveness)
 
     def connection_closed(self, connection: Connection) -> None:
         """Note the path that is left."""
