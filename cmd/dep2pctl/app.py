@@ -115,6 +115,7 @@ COMMANDS: Final = {
     "disconnect": "dial",
     "why": "why",
     "events": "events",
+    "netcheck": "netcheck",
     "relay": "relay",
     "listen": "listen",
     "stream": "stream",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Final
 
+from dep2p.v1.network_pb2 import Reachability
 from dep2p.v1.peer_pb2 import Direction, Path
 from dep2p.v1.relay_pb2 import Relay
 from dep2pctl.as_json import enum_name
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from dep2p.v1.event_pb2 import Circuit, Event
+    from dep2p.v1.network_pb2 import ReachabilityChanged
     from dep2p.v1.node_service_pb2 import Node
     from dep2p.v1.peer_pb2 import Connection, Limits, Peer
 
@@ -31,6 +33,8 @@ RELAY_HEADERS: Final = (
     "LIMITS",
     "LAST ERROR",
 )
+
+_PUBLIC: Final = Reachability.Value("REACHABILITY_PUBLIC")
 
 
 def path_name(path: Path.ValueType) -> str:
@@ -207,11 +211,20 @@ def _event_details(event: Event, kind: str) -> str:
     if kind == "path_changed":
         now, before = event.path_changed.connection, path_name(event.path_changed.previous)
         return f"{now.peer_id} {before} -> {path_name(now.path)} {now.remote_address}"
+    if kind == "reachability_changed":
+        return reachability_text(event.reachability_changed)
     if kind == "stopping":
         return event.stopping.reason
     if kind == "lost":
         return f"{event.lost.count} events: this watcher is too slow"
     return ""
+
+
+def reachability_text(changed: ReachabilityChanged) -> str:
+    """The verdict on this node, and the addresses that strangers can connect to."""
+    name = enum_name(Reachability.DESCRIPTOR, changed.reachability) or "-"
+    public = [one.address for one in changed.addresses if one.reachability == _PUBLIC]
+    return " ".join([name, *public])
 
 
 def circuit_text(circuit: Circuit) -> str:

@@ -37,6 +37,7 @@ from dep2p_daemon.nat.autonat1 import Autonat1Server
 from dep2p_daemon.nat.autonat2_server import AutonatServer
 from dep2p_daemon.nat.fresh_dial import SocketDial
 from dep2p_daemon.nat.hole_punch import HolePuncher
+from dep2p_daemon.nat.netcheck import Netcheck
 from dep2p_daemon.nat.paths import PathWatch
 from dep2p_daemon.nat.reachability_watch import ReachabilityWatch
 from dep2p_daemon.protocols import echo, perf, ping
@@ -88,6 +89,7 @@ class Daemon:
     address_watch: AddressWatch
     reachability: ReachabilityWatch | None
     """None when AutoNAT is turned off."""
+    netcheck: Netcheck
     hole_puncher: HolePuncher | None
     """None when hole punching is turned off."""
     relay_server: RelayServer | None
@@ -163,6 +165,13 @@ class Daemon:
                 resolver=resolver,
                 pins=RelayPins(config.relay_pins_path),
             )
+        )
+        self.netcheck = Netcheck(
+            self.swarm,
+            self.identify,
+            SocketDial(),
+            relays=lambda: self.relay_client.relays,
+            reachability=self.reachability,
         )
         self.relay_server = None
         if config.relay_server.enabled:

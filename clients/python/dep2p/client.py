@@ -127,6 +127,11 @@ class Node:
             self.socket_path,
         )
 
+    def check_network(self) -> AsyncGenerator[node_service_pb2.CheckNetworkResponse, None]:
+        """Yield what is being measured (`progress`), then the `report`; up to half a minute."""
+        request = node_service_pb2.CheckNetworkRequest()
+        return responses(lambda: self._node.CheckNetwork(request), _itself, self.socket_path)
+
     async def stop(self, *, timeout: float = CALL_SECONDS) -> None:
         """End the daemon in order; returns when it has begun to."""
         request = node_service_pb2.StopRequest()
@@ -207,11 +212,6 @@ class Node:
         request = peer_service_pb2.GetPeerRequest(peer_id=peer_id)
         return await unary(self._peers.GetPeer, request, timeout=timeout, socket=self.socket_path)
 
-    async def list_connections(
-        self, peer_id: str = "", *, timeout: float = CALL_SECONDS
-    ) -> list[Connection]:
-        """List the open connections, of one peer or of all; oldest first."""
-        connections: list[Connection] = []
     async def explain_peer(self, peer_id: str, *, timeout: float = CALL_SECONDS) -> PeerExplanation:
         """Tell why a peer is reached directly, through a relay, or not at all."""
         request = peer_service_pb2.ExplainPeerRequest(peer_id=peer_id)
@@ -219,6 +219,11 @@ class Node:
             self._peers.ExplainPeer, request, timeout=timeout, socket=self.socket_path
         )
 
+    async def list_connections(
+        self, peer_id: str = "", *, timeout: float = CALL_SECONDS
+    ) -> list[Connection]:
+        """List the open connections, of one peer or of all; oldest first."""
+        connections: list[Connection] = []
         request = peer_service_pb2.ListConnectionsRequest(peer_id=peer_id, page_size=_PAGE)
         while True:
             page = await unary(

@@ -65,10 +65,13 @@ class ReachabilitySettings:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What a server's last dial told."""
+    """What a server's dials told."""
 
     outcome: Outcome
     at: float
+    """When it told that."""
+    asked_at: float
+    """When it was asked last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,14 @@ class Reachability:
         if votes is None:
             return
         before = votes.pop(server, None)
-        if outcome is Outcome.NOTHING and before is not None:
-            outcome = before.outcome  # it was asked now, and told nothing new
-        votes[server] = Vote(outcome, now)
+        vote = Vote(outcome, now, now)
+        if before is not None and (
+            outcome is Outcome.NOTHING
+            # After its proof we have sent to the server's IP address: it is no stranger any more.
+            or (outcome is Outcome.HINT and before.outcome is Outcome.PROOF)
+        ):
+            vote = Vote(before.outcome, before.at, now)
+        votes[server] = vote
         if len(votes) > self.settings.max_servers:
             del votes[next(iter(votes))]
 
@@ -127,18 +135,22 @@ class Reachability:
         settings = self.settings
         decided = self.of(address, now).confidence >= settings.max_confidence
         if decided:
-            latest = max((vote.at for vote in votes.values()), default=-settings.refresh)
+            latest = max((vote.asked_at for vote in votes.values()), default=-settings.refresh)
             return now - latest >= settings.refresh
         vote = votes.get(server)
         if vote is None:
             return True
         again = settings.ask_again if vote.outcome is Outcome.NOTHING else settings.refresh
-        return now - vote.at >= again
+        return now - vote.asked_at >= again
+
+    def outcomes(self, address: Multiaddr, now: float) -> tuple[Outcome, ...]:
+        """The votes on one address that still count."""
+        votes = self._votes.get(address, {}).values()
+        return tuple(vote.outcome for vote in votes if now - vote.at < self.settings.lifetime)
 
     def of(self, address: Multiaddr, now: float) -> AddressReachability:
         """The verdict on one address."""
-        votes = self._votes.get(address, {}).values()
-        fresh = [vote.outcome for vote in votes if now - vote.at < self.settings.lifetime]
+        fresh = self.outcomes(address, now)
         claims = fresh.count(Outcome.CLAIM)
         proofs = fresh.count(Outcome.PROOF)
         hints = fresh.count(Outcome.HINT)

@@ -112,6 +112,14 @@ class ReachabilityWatch:
         """The verdicts on the addresses."""
         return self._votes.all(self._now())
 
+    def outcomes(self, address: Multiaddr) -> tuple[Outcome, ...]:
+        """The votes on one address."""
+        return self._votes.outcomes(address, self._now())
+
+    def look_again(self) -> None:
+        """Judge the addresses that this node has now, from now on."""
+        self._votes.retain(self._candidates())
+
     def forget_all(self) -> None:
         """The network changed: ask anew."""
         self._votes.forget_all()

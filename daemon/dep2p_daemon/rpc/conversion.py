@@ -12,6 +12,8 @@ from dep2p_daemon.circuit import events as circuit_events
 from dep2p_daemon.daemon import Daemon, Stopping
 from dep2p_daemon.muxed import Direction
 from dep2p_daemon.nat.paths import PathChanged
+from dep2p_daemon.nat.reachability import ReachabilityChanged
+from dep2p_daemon.rpc.network_conversion import reachability_changed
 from dep2p_daemon.swarm import events as swarm_events
 
 if TYPE_CHECKING:
@@ -202,6 +204,8 @@ def event_message(daemon: Daemon, event: object) -> event_pb2.Event | None:
         case PathChanged(connection=connection, previous=previous):
             message.path_changed.connection.CopyFrom(connection_message(connection))
             message.path_changed.previous = _PATHS[previous]
+        case ReachabilityChanged(verdict, verdicts):
+            message.reachability_changed.CopyFrom(reachability_changed(verdict, verdicts))
         case Stopping(reason):
             message.stopping.CopyFrom(event_pb2.Stopping(reason=reason))
         case _:
@@ -214,6 +218,9 @@ def snapshot(daemon: Daemon) -> list[event_pb2.Event]:
     swarm = daemon.swarm
     created = circuit_events.ReservationChange.CREATED
     events: list[object] = [swarm_events.AddressesChanged(swarm.own_addresses)]
+    if daemon.reachability is not None:
+        watch = daemon.reachability
+        events.append(ReachabilityChanged(watch.verdict, watch.addresses))
     events += (circuit_events.RelayChanged(status) for status in daemon.relay_client.relays)
     events += (swarm_events.ConnectionOpened(connection) for connection in swarm.connections())
     events += (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
@@ -14,6 +15,7 @@ from dep2p_daemon import __version__
 from dep2p_daemon.daemon import Stopping
 from dep2p_daemon.errors import InvalidArgumentError, ResourceLimitError
 from dep2p_daemon.rpc.conversion import event_message, snapshot, timestamp
+from dep2p_daemon.rpc.network_conversion import report_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -94,6 +96,17 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
                         return
         finally:
             self._watchers -= 1
+
+    @override
+    async def CheckNetwork(
+        self, request: node_service_pb2.CheckNetworkRequest, context: Context
+    ) -> AsyncIterator[node_service_pb2.CheckNetworkResponse]:
+        async with aclosing(self._daemon.netcheck.run()) as steps:
+            async for step in steps:
+                if isinstance(step, str):
+                    yield node_service_pb2.CheckNetworkResponse(progress=step)
+                else:
+                    yield node_service_pb2.CheckNetworkResponse(report=report_message(step))
 
     @override
     async def Stop(

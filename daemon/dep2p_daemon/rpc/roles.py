@@ -28,6 +28,7 @@ class Role(enum.IntEnum):
 METHODS: Final[dict[str, Role]] = {
     "/dep2p.v1.NodeService/GetNode": Role.READ,
     "/dep2p.v1.NodeService/WatchEvents": Role.READ,
+    "/dep2p.v1.NodeService/CheckNetwork": Role.APP,
     "/dep2p.v1.NodeService/Stop": Role.ADMIN,
     "/dep2p.v1.PeerService/Dial": Role.APP,
     "/dep2p.v1.PeerService/Disconnect": Role.APP,
@@ -36,8 +37,8 @@ METHODS: Final[dict[str, Role]] = {
     "/dep2p.v1.PeerService/ListConnections": Role.READ,
     "/dep2p.v1.PeerService/Ping": Role.APP,
     "/dep2p.v1.PeerService/MeasureThroughput": Role.APP,
-    "/dep2p.v1.RelayService/ConnectRelay": Role.OPERATOR,
     "/dep2p.v1.PeerService/ExplainPeer": Role.READ,
+    "/dep2p.v1.RelayService/ConnectRelay": Role.OPERATOR,
     "/dep2p.v1.RelayService/DisconnectRelay": Role.OPERATOR,
     "/dep2p.v1.RelayService/ListRelays": Role.READ,
     "/dep2p.v1.RelayService/WatchRelays": Role.READ,

@@ -11,6 +11,7 @@ import pytest
 
 from dep2p.v1.event_pb2 import Circuit, ConnectionClosed, Event, ReservationChanged
 from dep2p.v1.explanation_pb2 import DialTrail, PeerExplanation, PunchTrail
+from dep2p.v1.network_pb2 import Filtering, Mapping, NetworkReport, Reachability, TransportCheck
 from dep2p.v1.node_service_pb2 import Node
 from dep2p.v1.peer_pb2 import Connection, Limits, Peer
 from dep2p.v1.peer_service_pb2 import MeasureThroughputResponse, PingResponse
@@ -37,6 +38,8 @@ OBJECTS: list[type[Message]] = [
     PunchTrail,
     PingResponse,
     MeasureThroughputResponse,
+    NetworkReport,
+    TransportCheck,
     Event,
 ]
 
@@ -113,7 +116,7 @@ def test_fields_of_an_object(kind: type[Message]) -> None:
 
 
 def _names(cell: str) -> list[str]:
-    return re.findall(r"`([a-z_]+)`", cell)
+    return re.findall(r"`([a-z0-9_]+)`", cell)
 
 
 def test_members_of_events() -> None:
@@ -131,6 +134,10 @@ def test_members_of_events() -> None:
     [
         Relay.DESCRIPTOR.enum_types_by_name["State"],
         ReservationChanged.DESCRIPTOR.enum_types_by_name["Change"],
+        NetworkReport.DESCRIPTOR.enum_types_by_name["Verdict"],
+        Mapping.DESCRIPTOR,
+        Filtering.DESCRIPTOR,
+        Reachability.DESCRIPTOR,
     ],
     ids=lambda enum: enum.full_name,
 )

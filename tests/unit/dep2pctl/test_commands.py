@@ -53,7 +53,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
     assert {" ".join(path) for path in LEAVES} == {
         *("id", "status", "peers", "connections", "dial", "ping", "perf", "disconnect", "events"),
         *("relay connect", "relay disconnect", "relay list", "listen", "stream", "stop"),
-        *("wait ready", "wait relay", "wait peer", "wait direct", "completion", "why"),
+        *("wait ready", "wait relay", "wait peer", "wait direct", "completion", "why", "netcheck"),
     }
 
 

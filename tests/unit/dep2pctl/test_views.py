@@ -12,6 +12,12 @@ from dep2p.v1.event_pb2 import (
     ReservationChanged,
     Stopping,
 )
+from dep2p.v1.network_pb2 import (
+    REACHABILITY_PRIVATE,
+    REACHABILITY_PUBLIC,
+    AddressReachability,
+    ReachabilityChanged,
+)
 from dep2p.v1.node_service_pb2 import Node
 from dep2p.v1.peer_pb2 import (
     DIRECTION_INBOUND,
@@ -120,6 +126,18 @@ def test_only_a_relay_counts_reservations() -> None:
             Event(path_changed=PathChanged(connection=RELAYED, previous=PATH_DIRECT)),
             "12D3Peer direct -> relayed /ip4/",
         ),
+        (
+            Event(
+                reachability_changed=ReachabilityChanged(
+                    reachability=REACHABILITY_PUBLIC,
+                    addresses=[
+                        AddressReachability(address="/ip4/1", reachability=REACHABILITY_PRIVATE),
+                        AddressReachability(address="/ip4/2", reachability=REACHABILITY_PUBLIC),
+                    ],
+                )
+            ),
+            "public /ip4/2",
+        ),
         (Event(stopping=Stopping(reason="signal")), "signal"),
         (Event(lost=Lost(count=7)), "7 events"),
     ],
@@ -134,7 +152,7 @@ def test_every_event_is_one_line(event: Event, part: str) -> None:
 
 def test_no_kind_of_event_is_without_a_text() -> None:
     """A new member of the oneof wants a line in `_event_details`, and a row above."""
-    tested = 11
+    tested = 12
     assert len(Event.DESCRIPTOR.oneofs_by_name["event"].fields) == tested
 
 

@@ -66,6 +66,16 @@ def test_a_servers_latest_vote_counts_until_it_is_old() -> None:
     assert votes.of(ADDRESS, 20.0 + votes.settings.lifetime).verdict is Verdict.UNKNOWN
 
 
+def test_a_proof_outlives_that_its_server_is_no_stranger_any_more() -> None:
+    votes = judged(P)
+    lifetime = votes.settings.lifetime
+    votes.record(ADDRESS, 0, H, lifetime - 1)
+    assert votes.of(ADDRESS, lifetime - 1).verdict is Verdict.PUBLIC
+    assert votes.of(ADDRESS, lifetime).verdict is Verdict.UNKNOWN
+    votes.record(ADDRESS, 0, F, lifetime)
+    assert votes.of(ADDRESS, lifetime).verdict is Verdict.PRIVATE
+
+
 def test_servers_are_asked_again_in_time() -> None:
     votes = judged(F, N)
     settings = votes.settings

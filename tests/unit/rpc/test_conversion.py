@@ -15,7 +15,7 @@ from dep2p_daemon.errors import ConnectionClosedError
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.muxed import CircuitLimits, Connection, Direction, Stream
-from dep2p_daemon.nat import paths
+from dep2p_daemon.nat import paths, reachability
 from dep2p_daemon.rpc import conversion
 from dep2p_daemon.swarm import events as swarm_events
 from dep2p_daemon.swarm.peerstore import Peerstore
@@ -123,6 +123,10 @@ EVENTS: dict[str, object] = {
     ),
     "peer_identified": swarm_events.PeerIdentified(PEER.peer_id, StillConnection()),
     "addresses_changed": swarm_events.AddressesChanged((ADDRESS,)),
+    "reachability_changed": reachability.ReachabilityChanged(
+        reachability.Verdict.PUBLIC,
+        (reachability.AddressReachability(ADDRESS, reachability.Verdict.PUBLIC, 2),),
+    ),
     "relay_changed": circuit_events.RelayChanged(RELAY_STATUS),
     "circuit_opened": circuit_events.CircuitOpened(CIRCUIT),
     "circuit_closed": circuit_events.CircuitClosed(CIRCUIT),
@@ -166,7 +170,7 @@ def test_every_event_of_the_rooms_is_told() -> None:
     told = {type(event).__name__ for event in (*EVENTS.values(), RELAY_HOST)} - {"Stopping"}
     published = {
         name
-        for module in (swarm_events, circuit_events, paths)
+        for module in (swarm_events, circuit_events, paths, reachability)
         for name, value in vars(module).items()
         if isinstance(value, type)
         and value.__module__ == module.__name__

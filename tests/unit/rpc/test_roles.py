@@ -50,7 +50,8 @@ def test_every_service_file_is_looked_at() -> None:
 def test_reading_methods_change_nothing() -> None:
     reading = {name.rpartition("/")[2] for name, role in METHODS.items() if role is Role.READ}
     assert all(
-        name.startswith(("Get", "List", "Watch", "Check", "Explain", "ServerReflection")) for name in reading
+        name.startswith(("Get", "List", "Watch", "Check", "Explain", "ServerReflection"))
+        for name in reading
     )
 
 

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from dep2p.v1 import network_pb2 as _network_pb2
 from dep2p.v1 import peer_pb2 as _peer_pb2
 from dep2p.v1 import relay_pb2 as _relay_pb2
 from google.protobuf import descriptor as _descriptor
@@ -40,6 +41,7 @@ class Event(_message.Message):
     RESERVATION_CHANGED_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    REACHABILITY_CHANGED_FIELD_NUMBER: _builtins.int
     PATH_CHANGED_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bool
     """snapshot marks the events that describe the state at the start of a watch."""
@@ -88,6 +90,10 @@ class Event(_message.Message):
         """lost tells that this watcher was too slow."""
 
     @_builtins.property
+    def reachability_changed(self) -> _network_pb2.ReachabilityChanged:
+        """reachability_changed tells whether strangers can connect to this node."""
+
+    @_builtins.property
     def path_changed(self) -> Global___PathChanged:
         """path_changed tells that new streams to a peer take another path."""
 
@@ -106,13 +112,14 @@ class Event(_message.Message):
         reservation_changed: Global___ReservationChanged | None = ...,
         stopping: Global___Stopping | None = ...,
         lost: Global___Lost | None = ...,
+        reachability_changed: _network_pb2.ReachabilityChanged | None = ...,
         path_changed: Global___PathChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "snapshot", b"snapshot", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "snapshot", b"snapshot", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["connection_opened", "connection_closed", "peer_identified", "addresses_changed", "relay_changed", "circuit_opened", "circuit_closed", "reservation_changed", "stopping", "lost", "path_changed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["connection_opened", "connection_closed", "peer_identified", "addresses_changed", "relay_changed", "circuit_opened", "circuit_closed", "reservation_changed", "stopping", "lost", "reachability_changed", "path_changed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -45,6 +45,11 @@ class NodeServiceStub(object):
                 request_serializer=dep2p_dot_v1_dot_node__service__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=dep2p_dot_v1_dot_node__service__pb2.WatchEventsResponse.FromString,
                 _registered_method=True)
+        self.CheckNetwork = channel.unary_stream(
+                '/dep2p.v1.NodeService/CheckNetwork',
+                request_serializer=dep2p_dot_v1_dot_node__service__pb2.CheckNetworkRequest.SerializeToString,
+                response_deserializer=dep2p_dot_v1_dot_node__service__pb2.CheckNetworkResponse.FromString,
+                _registered_method=True)
         self.Stop = channel.unary_unary(
                 '/dep2p.v1.NodeService/Stop',
                 request_serializer=dep2p_dot_v1_dot_node__service__pb2.StopRequest.SerializeToString,
@@ -76,6 +81,18 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckNetwork(self, request, context):
+        """CheckNetwork measures what this network and its NAT let through, with the
+        relays and peers that are connected: progress first, the report last. It takes
+        up to half a minute. A second caller waits for the first one's check and gets
+        its report.
+
+        dep2pctl: netcheck
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stop(self, request, context):
         """Stop ends the daemon in order: peers are told, streams are closed.
 
@@ -97,6 +114,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=dep2p_dot_v1_dot_node__service__pb2.WatchEventsRequest.FromString,
                     response_serializer=dep2p_dot_v1_dot_node__service__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'CheckNetwork': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckNetwork,
+                    request_deserializer=dep2p_dot_v1_dot_node__service__pb2.CheckNetworkRequest.FromString,
+                    response_serializer=dep2p_dot_v1_dot_node__service__pb2.CheckNetworkResponse.SerializeToString,
             ),
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
@@ -159,6 +181,33 @@ class NodeService(object):
             '/dep2p.v1.NodeService/WatchEvents',
             dep2p_dot_v1_dot_node__service__pb2.WatchEventsRequest.SerializeToString,
             dep2p_dot_v1_dot_node__service__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dep2p.v1.NodeService/CheckNetwork',
+            dep2p_dot_v1_dot_node__service__pb2.CheckNetworkRequest.SerializeToString,
+            dep2p_dot_v1_dot_node__service__pb2.CheckNetworkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,14 @@ class NodeServiceStub:
 
     dep2pctl: events
     """
+    CheckNetwork: _aio.UnaryStreamMultiCallable[_node_service_pb2.CheckNetworkRequest, _node_service_pb2.CheckNetworkResponse]
+    """CheckNetwork measures what this network and its NAT let through, with the
+    relays and peers that are connected: progress first, the report last. It takes
+    up to half a minute. A second caller waits for the first one's check and gets
+    its report.
+
+    dep2pctl: netcheck
+    """
     Stop: _aio.UnaryUnaryMultiCallable[_node_service_pb2.StopRequest, _node_service_pb2.StopResponse]
     """Stop ends the daemon in order: peers are told, streams are closed.
 
@@ -59,6 +67,20 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         how many (lost).
 
         dep2pctl: events
+        """
+
+    @_abc_1.abstractmethod
+    def CheckNetwork(
+        self,
+        request: _node_service_pb2.CheckNetworkRequest,
+        context: _aio.ServicerContext[_node_service_pb2.CheckNetworkRequest, _abc.AsyncIterator[_node_service_pb2.CheckNetworkResponse]],
+    ) -> _abc.AsyncIterator[_node_service_pb2.CheckNetworkResponse]:
+        """CheckNetwork measures what this network and its NAT let through, with the
+        relays and peers that are connected: progress first, the report last. It takes
+        up to half a minute. A second caller waits for the first one's check and gets
+        its report.
+
+        dep2pctl: netcheck
         """
 
     @_abc_1.abstractmethod
