@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
+from dep2p_daemon.circuit.addresses import ways_to_relay
 from dep2p_daemon.circuit.events import (
     RelayChanged,
     RelayHostChanged,
@@ -106,6 +107,7 @@ class RelaySupervisor:
         self._choice = RelayChoice(self._settings.choice)
         self._own: frozenset[Multiaddr] = frozenset()
         self._checked_at: dict[PeerId, float] = {}
+        self._answered_at: dict[PeerId, float] = {}
         self._udp_at: dict[PeerId, float] = {}
         self._busy: set[tuple[str, PeerId]] = set()
         self._wake = asyncio.Event()
@@ -267,7 +269,7 @@ class RelaySupervisor:
         settings = self._settings
         kept = {status.peer_id: status for status in self._client.relays}
         known = kept.keys() | self._choice.candidates.keys()
-        for times in (self._checked_at, self._udp_at):
+        for times in (self._checked_at, self._answered_at, self._udp_at):
             for peer in times.keys() - known:
                 del times[peer]
         for peer, status in kept.items():
@@ -309,14 +311,29 @@ class RelaySupervisor:
             return
         rtt = await self._ping(connection)
         if rtt is not None:
-            self._choice.measured(peer, rtt, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            self._choice.measured(peer, rtt, now)
+            self._answered_at[peer] = now
             return
         if connection.is_closed:
             return  # its keeper knows
         log.info("a relay does not answer", relay=str(peer), connection=connection.id)
         self._checked_at.pop(peer, None)
-        if await self._connect_again(peer, self._client.addresses_of(peer)):
+        if await self._connect_again(peer, ways_to_relay(self._client.addresses_of(peer))):
             await connection.close()
+        elif self._network_works(apart_from=peer):
+            # While nobody answers the network is away, and what runs may outlive that.
+            await connection.close()
+
+    def _network_works(self, *, apart_from: PeerId) -> bool:
+        """Whether another relay has answered since this one fell silent, more or less."""
+        settings = self._settings
+        since = asyncio.get_running_loop().time() - (
+            settings.check_interval + settings.check_timeout
+        )
+        return any(
+            answered >= since for peer, answered in self._answered_at.items() if peer != apart_from
+        )
 
     def _missing_quic(self, status: RelayStatus) -> Multiaddr | None:
         """The QUIC address of a relay that is held over something else."""

@@ -329,3 +329,56 @@ async def test_a_relay_that_was_given_up_is_not_taken_again_until_it_is_asked_fo
         await asyncio.sleep(600)
         assert client.client.relays == ()
         assert (await supervisor.connect(full(0))).source is RelaySource.REQUESTED
+
+
+@virtual_time
+async def test_a_relay_that_is_silent_while_another_answers_is_given_up() -> None:
+    network = MemoryNetwork()
+    async with (
+        relay(network, 0) as there,
+        relay(network, 1),
+        supervised(network) as (client, _),
+    ):
+        client.client.add(full(0))
+        client.client.add(full(1))
+        await until_reserved(client, 0, 1, within=1)
+        await asyncio.sleep(60)
+        hang(there, client)
+        network.dead |= {quic(0), tcp(0)}
+        await until_reserved(client, 1, within=10 + 4 + 5 + 1)
+
+
+@virtual_time
+async def test_while_nobody_answers_what_runs_is_left_alone() -> None:
+    network = MemoryNetwork()
+    async with relay(network, 0) as there, supervised(network) as (client, _):
+        client.client.add(full(0))
+        await until_reserved(client, 0, within=1)
+        await asyncio.sleep(60)
+        old = way_of(client, 0)
+        hang(there, client)
+        network.dead |= {quic(0), tcp(0)}
+        await asyncio.sleep(25)
+        assert not old.is_closed
+
+
+@virtual_time
+async def test_when_udp_stops_working_the_relay_is_held_over_tcp_without_a_gap() -> None:
+    network = MemoryNetwork()
+    async with (
+        relay(network, 0, quic(0), tcp(0)) as there,
+        supervised(network) as (client, _),
+    ):
+        client.client.add(full(0))
+        await until_reserved(client, 0, within=1)
+        assert client.client.relays[0].remote_address == quic(0)
+        await asyncio.sleep(60)
+        old = way_of(client, 0)
+        client.so_far(RelayChanged)
+        hang(there, client)
+        network.dead.add(quic(0))
+        await until_closed(old, within=10 + 4 + 1)
+        await asyncio.sleep(1)
+        assert client.client.relays[0].remote_address == tcp(0)
+        states = {event.status.state for event in client.so_far(RelayChanged)}
+        assert states <= {RelayState.RESERVED}
