@@ -283,6 +283,9 @@ class AioquicConnection(StockConnection):
         self._pacing_at = None
         if self._has_control_frames(now):
             # In one packet, which stream data fills up; were there more, the next pass has it.
+            self._streams_queue.sort(
+                key=lambda stream: not (stream.receiver.stop_pending or stream.sender.reset_pending)
+            )
             self._burst_pacer.begin_pass(1)
             datagrams = self._transmit_stock(now)
             self._burst_pacer.begin_pass(PASS_PACKETS - 1)
@@ -313,7 +316,7 @@ class AioquicConnection(StockConnection):
             or bool(self._retire_connection_ids)
             or bool(self._network_paths[0].remote_challenges)
             or len(self._network_paths) > 1
-            or not crypto.sender.buffer_is_empty
+            or len(crypto.sender._pending) > 0
             or not all(ours.was_sent for ours in self._host_cids)
             or any(
                 stream.max_stream_data_local_sent != stream.max_stream_data_local

@@ -30,6 +30,8 @@ class Wire:
     nodes: dict[Address, Node] = field(default_factory=dict)
     flying: deque[tuple[Address, Address, list[bytes]]] = field(default_factory=deque)
     keep: Callable[[Address, bytes], bool] = lambda _to, _datagram: True
+    change: Callable[[list[bytes]], list[bytes]] = lambda datagrams: datagrams
+    """What becomes of datagrams that were kept."""
     sent: list[tuple[float, Address, bytes]] = field(default_factory=list)
     """(time, sender, datagram) of everything, dropped or not."""
 
@@ -44,7 +46,7 @@ class Wire:
                     moving = True
             while self.flying:
                 sender, target, datagrams = self.flying.popleft()
-                kept = [d for d in datagrams if self.keep(target, d)]
+                kept = self.change([d for d in datagrams if self.keep(target, d)])
                 if target in self.nodes and kept:
                     self.nodes[target].endpoint.receive(kept, sender, None)
                 moving = True
