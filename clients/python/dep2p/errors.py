@@ -157,7 +157,10 @@ def error_of(
         return DaemonNotReachableError(message, reason="DAEMON_NOT_REACHABLE", code=code)
     if code is StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(
-            "the daemon did not answer in time", reason="DEADLINE_EXCEEDED", code=code
+            "the daemon did not answer in time",
+            reason="DEADLINE_EXCEEDED",
+            remedy="give it more time; if it stays so, look at the daemon's log",
+            code=code,
         )
     return _BY_CODE.get(code, DaemonError)(message, reason=code.name, code=code)
 

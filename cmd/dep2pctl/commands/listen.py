@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -109,6 +110,11 @@ def _words(command: str) -> list[str]:
         raise click.UsageError(f"--exec {command!r}: {error}") from None
     if not words:
         raise click.UsageError("--exec is empty")
+    if shutil.which(words[0]) is None:
+        # Said now, and not to the first peer that comes.
+        raise click.UsageError(
+            f"--exec: there is no program {words[0]!r} that can be run; name it with its path"
+        )
     return words
 
 

@@ -227,7 +227,7 @@ def _unreachable(
     ports = sorted({address.port for address in addresses if address.port is not None})
     let_in = " and ".join(f"UDP and TCP port {port}" for port in ports) or "its UDP and TCP port"
     return UnreachableError(
-        f"the relay {relay} could not be reached within {waited:.1f} s: "
+        f"the relay {relay} could not be reached, tried for {waited:.1f} s: "
         f"{listed or 'none of its addresses is known'}",
         reason="RELAY_UNREACHABLE",
         remedy="check that the relay runs, that its firewall and cloud security group let in "

@@ -144,6 +144,7 @@ def test_exit_codes(error: dep2p.Dep2pError, code: ExitCode) -> None:
         ("listen", "/x", "--echo", "--exec", "cat", "--allow-any"),
         ("listen", "/x", "--allow", "12D3", "--allow-any"),
         ("listen", "/x", "--allow-any", "--exec", ""),
+        ("listen", "/x", "--allow-any", "--exec", "there-is-no-such-program -v"),
         ("listen", "/x", "--allow-any", "--exec", "sh -c 'unclosed"),
         ("completion", "tcsh"),
     ],
