@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from dep2p_daemon.identity.keys import PrivateKey
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
-    from dep2p_daemon.ops.config import Config, LimitsSection, RelayServerSection
+    from dep2p_daemon.ops.config import Config, LimitsSection, QuicSection, RelayServerSection
 
 log = structlog.get_logger(__name__)
 
@@ -133,7 +133,7 @@ class Daemon:
         self.peerstore = await stack.enter_async_context(Peerstore(config.peerstore_path))
         resolver = Resolver()
         quic = await stack.enter_async_context(
-            QuicTransport(self.key, quic_settings(config.limits))
+            QuicTransport(self.key, quic_settings(config.limits, config.quic))
         )
         tcp = await stack.enter_async_context(TcpTransport(self.key, tcp_settings(config.limits)))
         self.swarm = await stack.enter_async_context(
@@ -258,9 +258,10 @@ class Daemon:
         return self.stop_reason
 
 
-def quic_settings(limits: LimitsSection) -> QuicSettings:
+def quic_settings(limits: LimitsSection, quic: QuicSection) -> QuicSettings:
     """Return the QUIC transport's settings for the configured limits."""
     return QuicSettings(
+        fast_path=quic.fast_path,
         max_connections=limits.max_connections,
         max_inbound_streams=limits.max_inbound_streams_per_connection,
         receive_memory=limits.receive_memory,

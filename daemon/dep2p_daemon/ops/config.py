@@ -189,6 +189,16 @@ class NatSection(Section):
     )
 
 
+class QuicSection(Section):
+    """The QUIC transport."""
+
+    fast_path: bool = Field(
+        default=True,
+        description="Send and receive bulk data with code of our own; off, all packets take the "
+        "QUIC library's, which costs three times as much.",
+    )
+
+
 class PerfSection(Section):
     """libp2p's throughput measurement, /perf/1.0.0."""
 
@@ -232,6 +242,7 @@ class Config(BaseSettings):
     relay_client: RelayClientSection = RelayClientSection()
     discovery: DiscoverySection = DiscoverySection()
     limits: LimitsSection = LimitsSection()
+    quic: QuicSection = QuicSection()
     perf: PerfSection = PerfSection()
     log: LogSection = LogSection()
 

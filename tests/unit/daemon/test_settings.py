@@ -8,7 +8,7 @@ from dep2p_daemon.daemon import (
     swarm_settings,
     tcp_settings,
 )
-from dep2p_daemon.ops.config import LimitsSection, RelayServerSection
+from dep2p_daemon.ops.config import LimitsSection, QuicSection, RelayServerSection
 
 
 def test_limits_reach_swarm_and_transports() -> None:
@@ -23,8 +23,8 @@ def test_limits_reach_swarm_and_transports() -> None:
     settings = swarm_settings(limits)
     for name in set(LimitsSection.model_fields) - {"receive_memory"}:
         assert getattr(settings, name) == getattr(limits, name), name
-    assert quic_settings(limits).max_connections == 1
-    assert quic_settings(limits).receive_memory == 6 << 20
+    assert quic_settings(limits, QuicSection()).max_connections == 1
+    assert quic_settings(limits, QuicSection()).receive_memory == 6 << 20
     assert tcp_settings(limits).receive_memory == 6 << 20
 
 

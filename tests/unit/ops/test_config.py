@@ -19,6 +19,7 @@ from dep2p_daemon.ops.config import (
     Config,
     LimitsSection,
     NodeSection,
+    QuicSection,
     RelayServerSection,
     default_data_dir,
     default_socket,
@@ -250,7 +251,7 @@ def test_every_key_has_a_description_and_a_line_in_show(file: Path) -> None:
 def test_the_defaults_are_those_of_the_rooms() -> None:
     config = Config()
     assert swarm_settings(config.limits) == SwarmSettings()
-    assert quic_settings(config.limits) == QuicSettings()
+    assert quic_settings(config.limits, config.quic) == QuicSettings()
     assert tcp_settings(config.limits) == TcpSettings()
     usual = RelayServerSettings()
     ours = relay_server_settings(config.relay_server)
@@ -269,12 +270,14 @@ def test_every_cap_of_the_relay_can_be_set() -> None:
 
 
 def test_every_limit_reaches_its_room() -> None:
-    values = {name: 2**20 + number for number, name in enumerate(LimitsSection.model_fields)}
+    values = {name: 2**15 + number for number, name in enumerate(LimitsSection.model_fields)}
+    values["receive_memory"] = 2**21
     section = LimitsSection.model_validate(values)
     memory = values.pop("receive_memory")
     settings = swarm_settings(section)
     assert {name: getattr(settings, name) for name in values} == values
-    quic = quic_settings(section)
+    quic = quic_settings(section, QuicSection(fast_path=False))
+    assert not quic.fast_path
     assert quic.max_connections == values["max_connections"]
     assert quic.max_inbound_streams == values["max_inbound_streams_per_connection"]
     assert quic.receive_memory == tcp_settings(section).receive_memory == memory
