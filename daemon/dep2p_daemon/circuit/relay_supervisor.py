@@ -15,6 +15,7 @@ the user named (`relay_choice`), and looks after all of them:
 from __future__ import annotations
 
 import asyncio
+import enum
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -78,6 +79,15 @@ class SupervisorSettings:
     """The longest pause between two searches for a relay that is named by host and port."""
     linger: float = 600.0
     """A replaced connection is closed once it carries nothing, or after this time."""
+
+
+class _Again(enum.Enum):
+    """What came of another connection to a relay."""
+
+    CONNECTED = "connected"
+    REFUSED = "refused"
+    """Its machine says that nobody listens: the old connection has no other end any more."""
+    SILENT = "silent"
 
 
 class RelaySupervisor:
@@ -319,10 +329,9 @@ class RelaySupervisor:
             return  # its keeper knows
         log.info("a relay does not answer", relay=str(peer), connection=connection.id)
         self._checked_at.pop(peer, None)
-        if await self._connect_again(peer, ways_to_relay(self._client.addresses_of(peer))):
-            await connection.close()
-        elif self._network_works(apart_from=peer):
-            # While nobody answers the network is away, and what runs may outlive that.
+        came = await self._connect_again(peer, ways_to_relay(self._client.addresses_of(peer)))
+        # While nobody answers at all the network is away, and what runs may outlive that.
+        if came in (_Again.CONNECTED, _Again.REFUSED) or self._network_works(apart_from=peer):
             await connection.close()
 
     def _network_works(self, *, apart_from: PeerId) -> bool:
@@ -348,21 +357,22 @@ class RelaySupervisor:
 
     async def _try_quic(self, peer: PeerId, address: Multiaddr) -> None:
         old = [c for c in self._swarm.connections(peer) if not c.relayed]
-        if await self._connect_again(peer, (address,)):
+        if await self._connect_again(peer, (address,)) is _Again.CONNECTED:
             log.info("UDP works again", relay=str(peer), address=str(address))
             for connection in old:
                 self._spawn(self._retire(connection), f"retire {connection.id}")
 
-    async def _connect_again(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> bool:
+    async def _connect_again(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> _Again:
         """Make another connection to a relay and have the reservation refreshed over it."""
         try:
             async with asyncio.timeout(self._settings.renew_timeout):
                 await self._swarm.dial(peer, addresses, policy=DialPolicy.DIRECT, force_new=True)
         except (Dep2pError, TimeoutError) as error:
             log.debug("relay: no new connection", relay=str(peer), error=str(error))
-            return False
+            reasons = error.metadata.get("reasons") if isinstance(error, Dep2pError) else None
+            return _Again.REFUSED if reasons == "CONNECTION_REFUSED" else _Again.SILENT
         self._client.refresh(peer)
-        return True
+        return _Again.CONNECTED
 
     async def _retire(self, connection: Connection) -> None:
         """Close a replaced connection once nothing runs over it."""

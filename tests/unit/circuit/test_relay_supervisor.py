@@ -14,6 +14,7 @@ from dep2p_daemon.circuit.events import RelayChanged, RelaySource, RelayState
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings
 from dep2p_daemon.circuit.relay_server import RelayServerSettings
 from dep2p_daemon.circuit.relay_supervisor import RelaySupervisor, SupervisorSettings
+from dep2p_daemon.errors import UnreachableError
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.protocols import ping
@@ -382,3 +383,17 @@ async def test_when_udp_stops_working_the_relay_is_held_over_tcp_without_a_gap()
         assert client.client.relays[0].remote_address == tcp(0)
         states = {event.status.state for event in client.so_far(RelayChanged)}
         assert states <= {RelayState.RESERVED}
+
+
+@virtual_time
+async def test_a_silent_relay_whose_machine_refuses_is_given_up_though_it_is_the_only_one() -> None:
+    network = MemoryNetwork()
+    async with relay(network, 0) as there, supervised(network) as (client, _):
+        client.client.add(full(0))
+        await until_reserved(client, 0, within=1)
+        await asyncio.sleep(60)
+        old = way_of(client, 0)
+        hang(there, client)
+        refused = UnreachableError("connection refused", reason="CONNECTION_REFUSED")
+        network.failures |= {quic(0): refused, tcp(0): refused}
+        await until_closed(old, within=10 + 4 + 1)
