@@ -28,6 +28,11 @@ def port(daemon: Daemon, transport: str) -> int:
     return int(parts[parts.index("udp" if transport == "quic-v1" else "tcp") + 1])
 
 
+def errors(daemon: Daemon) -> list[str]:
+    """What went wrong inside: rubbish from outside must not get so far."""
+    return [line["message"] for line in daemon.lines if line["level"] == "error"]
+
+
 async def still_useful(daemon: Daemon, friend: Daemon) -> None:
     for transport in ("quic-v1", "tcp"):
         done = await friend.ctl("ping", daemon.address(transport), "--count=1")
@@ -55,6 +60,7 @@ async def test_random_datagrams() -> None:
         await still_useful(daemon, friend)
         assert Usage.of(daemon.pid).resident_bytes - before < MAX_GROWTH
         assert len(daemon.lines) - lines < MAX_LOG_LINES
+        assert errors(daemon) == []
 
 
 async def test_random_tcp_bytes() -> None:
@@ -77,6 +83,7 @@ async def test_random_tcp_bytes() -> None:
                 await writer.wait_closed()
         await still_useful(daemon, friend)
         assert Usage.of(daemon.pid).resident_bytes - before < MAX_GROWTH
+        assert errors(daemon) == []
 
 
 async def test_handshakes_without_end_meet_a_cap() -> None:

@@ -12,6 +12,7 @@ Hole punching makes peers send random bytes to this socket, so that every value 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
@@ -19,6 +20,9 @@ import structlog
 
 STUN_END: Final = 0x04
 QUIC_START: Final = 0x40
+
+FAILURE_LOG_INTERVAL: Final = 10.0
+"""Seconds between two log lines about handlers that fail: what one datagram sets off, many may."""
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 """A socket address as the `socket` module has it: of AF_INET or of AF_INET6."""
@@ -39,6 +43,9 @@ class Demultiplexer:
         self._handlers: list[DatagramHandler | None] = [None] * 256
         self.dropped = 0
         """Datagrams that nobody was registered for."""
+        self.failed = 0
+        """Datagrams that a handler failed on."""
+        self._may_log_at = 0.0
 
     def set_quic_handler(self, handler: DatagramHandler | None) -> None:
         """Give all of QUIC's range to `handler`."""
@@ -96,4 +103,10 @@ class Demultiplexer:
         except Exception:
             # The boundary of the socket: whatever one sender's datagrams set off must not
             # stop the others'. The handlers have their own, narrower boundaries.
-            _log.exception("a handler of datagrams failed", sender=sender[0])
+            self.failed += len(datagrams)
+            now = time.monotonic()
+            if now >= self._may_log_at:
+                self._may_log_at = now + FAILURE_LOG_INTERVAL
+                _log.exception(
+                    "a handler of datagrams failed", sender=sender[0], failed=self.failed
+                )

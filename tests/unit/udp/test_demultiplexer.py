@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from dep2p_daemon.udp.demultiplexer import Demultiplexer, SocketAddress
 
@@ -97,8 +98,12 @@ def test_a_handler_that_fails_does_not_stop_the_others(recorder: Recorder) -> No
         raise RuntimeError("a bug")
 
     recorder.demultiplexer.set_handler(0x11, fail)
-    recorder.dispatch(b"\x11aa\x40bb", 3)
-    assert recorder.calls == [("quic", [b"\x40bb"])]
+    with capture_logs() as logs:
+        recorder.dispatch(b"\x11aa\x40bb", 3)
+        recorder.dispatch(b"\x11aa\x40bb", 3)
+    assert recorder.calls == [("quic", [b"\x40bb"])] * 2
+    assert recorder.demultiplexer.failed == 2
+    assert [line["log_level"] for line in logs] == ["error"], "one line for both"
 
 
 def test_handlers_can_be_taken_back(recorder: Recorder) -> None:
