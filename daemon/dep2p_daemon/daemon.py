@@ -209,7 +209,7 @@ class Daemon:
             AutonatServer(self.swarm, dial).register()
             Autonat1Server(self.swarm, dial).register()
             self.reachability = await stack.enter_async_context(
-                ReachabilityWatch(self.swarm, self.address_watch.candidates)
+                ReachabilityWatch(self.swarm, self.address_watch.candidates_to_confirm)
             )
         self.hole_puncher = None
         if self.config.nat.hole_punching:

@@ -15,11 +15,13 @@ import structlog
 from dep2p_daemon.errors import Dep2pError
 from dep2p_daemon.nat.candidates import is_public
 from dep2p_daemon.nat.observed import MappingBehaviour, ObservedAddresses, ObservedSettings
+from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.events import AddressesChanged, PeerIdentified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection
     from dep2p_daemon.protocols.identify import Identify
@@ -44,6 +46,10 @@ class AddressWatchSettings:
     """For their answers."""
     refresh_interval: float = 5.0
     """Answers younger than this are fresh enough."""
+    tcp_timeout: float = 4.0
+    """For the TCP connection to a relay that shows our TCP address ..."""
+    tcp_hold: float = 20.0
+    """... which is then held for so long, lest the NAT forgets it during the punch."""
     expiry_interval: float = 60.0
     """Between two looks for observations that have run out."""
 
@@ -66,6 +72,7 @@ class AddressWatch:
         self._is_public = is_public
         self._now = asyncio.get_running_loop().time
         self._refreshed_at = -self._settings.refresh_interval
+        self._learning_tcp = False
         self._tasks = asyncio.TaskGroup()
         self._work: list[asyncio.Task[None]] = []
         self.observed = ObservedAddresses(self._settings.observed, is_public=is_public)
@@ -100,6 +107,15 @@ class AddressWatch:
         first = [address for address in own if address not in confirmed]
         return tuple(dict.fromkeys([*first[: MAX_OFFERED // 2], *observed, *own]))[:MAX_OFFERED]
 
+    def candidates_to_confirm(self) -> tuple[Multiaddr, ...]:
+        """Our candidates, but for those that nothing but a confirmation of the past speaks for."""
+        observed = {one.address for one in self.observed.candidates(self._now())}
+        return tuple(
+            address
+            for address in self.candidates()
+            if address in observed or self._swarm.vouched_without_confirmation(address)
+        )
+
     def mapping(self, transport: str) -> MappingBehaviour:
         """What observers tell of our NAT's mapping, for "quic-v1" or "tcp"."""
         return self.observed.mapping(transport, self._now())
@@ -124,6 +140,45 @@ class AddressWatch:
         asked = list(observers.values())[: self._settings.max_refreshed]
         await asyncio.gather(*(self._ask(connection) for connection in asked))
         await asyncio.sleep(0)  # our own task takes the events now
+
+    def learn_tcp(self) -> None:
+        """Have an observer see our TCP port too, where all are connected over QUIC only.
+
+        Called for a peer that has no UDP; the address is among the candidates a moment later.
+        """
+        now = self._now()
+        if self._learning_tcp or any(
+            one.address.transport == "tcp" for one in self.observed.candidates(now)
+        ):
+            return
+        for connection in self._swarm.connections():
+            addresses = [
+                address
+                for address in self._swarm.peerstore.addresses(connection.remote_peer)
+                if address.transport == "tcp" and self._is_public(address)
+            ]
+            if addresses and not connection.relayed and self._is_public(connection.remote_address):
+                self._learning_tcp = True
+                showing = self._show_tcp(connection.remote_peer, addresses)
+                self._work = [task for task in self._work if not task.done()]
+                self._work.append(self._tasks.create_task(showing))
+                return
+
+    async def _show_tcp(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
+        try:
+            connection = await self._swarm.dial(
+                peer,
+                addresses,
+                policy=DialPolicy.DIRECT,
+                force_new=True,
+                timeout=self._settings.tcp_timeout,
+            )
+            await asyncio.sleep(self._settings.tcp_hold)
+            await connection.close()
+        except Dep2pError as error:
+            _log.debug("no observer over TCP", peer=str(peer), error=error.message)
+        finally:
+            self._learning_tcp = False
 
     async def _ask(self, connection: Connection) -> None:
         try:

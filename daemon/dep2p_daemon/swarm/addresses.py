@@ -43,12 +43,20 @@ def addresses_to_tell(
     interfaces: Sequence[IPInterface],
     observed: Sequence[Multiaddr] = (),
     confirmed: Sequence[Multiaddr] = (),
+    mapped: Sequence[Multiaddr] = (),
 ) -> tuple[Multiaddr, ...]:
     """All addresses to tell peers, without `/p2p` and duplicates, the most useful first."""
     expanded = [own for address in listening for own in expand(address, interfaces)]
     expanded.sort(key=lambda address: address.is_loopback)
     ordered = dict.fromkeys(
-        [*announced, *confirmed, *observed, *circuits[: MAX_OWN_ADDRESSES // 2], *expanded]
+        [
+            *announced,
+            *confirmed,
+            *mapped,
+            *observed,
+            *circuits[: MAX_OWN_ADDRESSES // 2],
+            *expanded,
+        ]
     )
     return tuple(ordered)[:MAX_OWN_ADDRESSES]
 
@@ -69,6 +77,7 @@ class OwnAddresses:
         self._circuits: tuple[Multiaddr, ...] = ()
         self._observed: tuple[Multiaddr, ...] = ()
         self._confirmed: tuple[Multiaddr, ...] = ()
+        self._mapped: tuple[Multiaddr, ...] = ()
         self._interfaces = read_interfaces()
         self.current: tuple[Multiaddr, ...] = ()
         """All of them, without `/p2p`, the most useful first."""
@@ -98,9 +107,25 @@ class OwnAddresses:
         self._observed = _bare(addresses)
         self._update()
 
+    def vouched_without_confirmation(self, address: Multiaddr) -> bool:
+        """Whether `address` is told, or would be, also without `set_confirmed`.
+
+        What AutoNAT once confirmed must not be the reason to go on believing in it.
+        """
+        return (
+            address not in self._confirmed
+            or any(address in others for others in (self._announced, self._observed, self._mapped))
+            or any(address in expand(one, self._interfaces) for one in self._listening)
+        )
+
     def set_confirmed(self, addresses: Sequence[Multiaddr]) -> None:
         """Take the addresses at which strangers have reached us (AutoNAT)."""
         self._confirmed = _bare(addresses)
+        self._update()
+
+    def set_mapped(self, addresses: Sequence[Multiaddr]) -> None:
+        """Take the addresses that a gateway forwards to our listening sockets (port mapping)."""
+        self._mapped = _bare(addresses)
         self._update()
 
     def read_interfaces(self) -> None:
@@ -117,6 +142,7 @@ class OwnAddresses:
             interfaces=self._interfaces,
             observed=self._observed,
             confirmed=self._confirmed,
+            mapped=self._mapped,
         )
         if self.current != before:
             self._on_change(self.current)

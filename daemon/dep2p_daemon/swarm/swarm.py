@@ -209,6 +209,14 @@ class Swarm:
         """Tell peers these addresses, at which strangers have reached us (AutoNAT)."""
         self._addresses.set_confirmed(addresses)
 
+    def vouched_without_confirmation(self, address: Multiaddr) -> bool:
+        """Whether more than an old confirmation speaks for `address` being ours."""
+        return self._addresses.vouched_without_confirmation(address)
+
+    def set_mapped(self, addresses: Sequence[Multiaddr]) -> None:
+        """Tell peers these addresses, which a gateway forwards to our listening sockets."""
+        self._addresses.set_mapped(addresses)
+
     def add_address_source(self, source: AddressSource) -> None:
         """Ask `source` too for the addresses of a peer that is dialled by its id alone."""
         self._sources.append(source)

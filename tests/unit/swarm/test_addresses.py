@@ -95,3 +95,17 @@ def test_rubbish_from_netlink_ends_quietly(data: bytes) -> None:
     for _kind, body in messages(data):
         parse_address(body)
     parse_address(data)
+
+
+def test_a_confirmation_does_not_vouch_for_itself() -> None:
+    own = OwnAddresses(on_change=lambda _: None, read_interfaces=lambda: INTERFACES)
+    seen, told, bound, old = parse(*(f"/ip4/203.0.113.{n}/tcp/1" for n in range(1, 5)))
+    own.set_observed([seen])
+    own.set_announced([told])
+    own.set_listening([bound, *parse("/ip4/0.0.0.0/tcp/2")])
+    (interface,) = parse("/ip4/192.0.2.5/tcp/2")
+    own.set_confirmed([old, seen, told, bound, interface])
+    assert own.current[:2] == (told, old)
+    assert not own.vouched_without_confirmation(old)
+    for address in (seen, told, bound, interface, *parse("/ip4/203.0.113.99/tcp/1")):
+        assert own.vouched_without_confirmation(address)
