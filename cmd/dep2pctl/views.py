@@ -151,7 +151,7 @@ def peer_fields(peer: Peer, now: float) -> list[tuple[str, object]]:
 def relay_row(relay: Relay, now: float) -> Sequence[object]:
     """A relay under RELAY_HEADERS."""
     return (
-        relay.peer_id,
+        relay.peer_id or relay.address,
         state_name(relay),
         enum_name(Relay.Source.DESCRIPTOR, relay.source) or "-",
         _in(relay.expire_time, now) if relay.HasField("expire_time") else None,
