@@ -1,0 +1,239 @@
+"""The two protocols behind one face: map a port, end a mapping, ask whether the gateway lives.
+
+A client counts only answers that fit its question: PCP's with our nonce, NAT-PMP's (which has
+none) for the same transport and port.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, TypeVar
+
+from dep2p_daemon.errors import ProtocolNotSupportedError
+from dep2p_daemon.nat.port_mapping import nat_pmp, pcp
+from dep2p_daemon.nat.port_mapping.terms import (
+    MAX_LIFETIME,
+    MIN_LIFETIME,
+    Endpoint,
+    Granted,
+    Port,
+    Protocol,
+    Refused,
+    is_usable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from random import Random
+
+    from dep2p_daemon.nat.port_mapping.channel import Channel
+    from dep2p_daemon.nat.port_mapping.gateway import Gateway
+
+T = TypeVar("T")
+PCP_ATTEMPTS: Final = 3
+"""Packets before the gateway counts as silent: 3 s, 6 s, 12 s; then NAT-PMP is tried."""
+FAREWELL: Final = (0.25, 0.5)
+"""Seconds to wait for the confirmation that a mapping has ended; it dies by itself at worst."""
+MIN_RETRY: Final = 30.0
+"""Seconds after a refusal; PCP's short one (RFC 6887, 7.4)."""
+MAX_RETRY: Final = 1800.0
+"""Seconds: PCP's long one. Whatever a gateway says, we ask again after this."""
+NAT_PMP_RETRY: Final = {
+    nat_pmp.Result.NETWORK_FAILURE: 30.0,
+    nat_pmp.Result.OUT_OF_RESOURCES: 60.0,
+}
+"""Seconds; NAT-PMP's refusals do not tell. A router that starts has no outer address yet."""
+NAT_PMP_LONG_RETRY: Final = 600.0
+LOOKS: Final = 4
+"""Packets of a NAT-PMP question for the epoch alone."""
+
+
+class PcpClient:
+    """RFC 6887."""
+
+    protocol: ClassVar = Protocol.PCP
+    versions: ClassVar = (4, 6)
+
+    def __init__(
+        self, channel: Channel, gateway: Gateway, now: Callable[[], float], random: Random
+    ) -> None:
+        self._channel = channel
+        self._client = gateway.local
+        self._now = now
+        self._random = random
+        self._nonces: dict[Port, bytes] = {}
+        self._epoch = pcp.Epoch()
+        self.restarted = False
+        """The gateway has lost its mappings; whoever makes them anew clears this."""
+
+    async def map(self, port: Port, lifetime: int, last: Endpoint | None) -> Granted | Refused:
+        """Ask for `port` to be mapped, if possible where it was `last`.
+
+        Raises:
+            UnreachableError: silence.
+            ProtocolNotSupportedError: the gateway does not speak PCP.
+        """
+        nonce = self._nonces.setdefault(port, secrets.token_bytes(pcp.NONCE_BYTES))
+        suggested = last or Endpoint(self._anywhere(), port.number)
+        data = pcp.encode_map_request(
+            self._client, nonce, port, suggested=suggested, lifetime=lifetime
+        )
+        answer = await self._ask(data, self._acceptor(nonce, port), self._waits())
+        if answer.result != pcp.Result.SUCCESS:
+            return Refused(
+                pcp.result_name(answer.result), min(max(answer.lifetime, MIN_RETRY), MAX_RETRY)
+            )
+        return _granted(answer.external, answer.lifetime, self._client.version)
+
+    async def unmap(self, port: Port) -> None:
+        """End a mapping.
+
+        Raises:
+            UnreachableError: silence.
+            ProtocolNotSupportedError: see `map`.
+        """
+        nonce = self._nonces.get(port)
+        if nonce is None:
+            return
+        data = pcp.encode_map_request(
+            self._client, nonce, port, suggested=Endpoint(self._anywhere(), 0), lifetime=0
+        )
+        await self._ask(data, self._acceptor(nonce, port), FAREWELL)
+
+    async def look(self) -> None:
+        """Ask for the epoch; sets `restarted`.
+
+        Raises:
+            UnreachableError: silence.
+            ProtocolNotSupportedError: see `map`.
+        """
+
+        def accept(data: bytes) -> pcp.AnnounceResponse | pcp.OtherVersion | None:
+            answer = pcp.decode_response(data)
+            return None if isinstance(answer, pcp.MapResponse) else answer
+
+        await self._ask(pcp.encode_announce_request(self._client), accept, self._waits())
+
+    def _acceptor(
+        self, nonce: bytes, port: Port
+    ) -> Callable[[bytes], pcp.MapResponse | pcp.OtherVersion | None]:
+        def accept(data: bytes) -> pcp.MapResponse | pcp.OtherVersion | None:
+            answer = pcp.decode_response(data)
+            if isinstance(answer, pcp.MapResponse):
+                return answer if answer.answers(nonce, port) else None
+            return answer if isinstance(answer, pcp.OtherVersion) else None
+
+        return accept
+
+    async def _ask(
+        self,
+        data: bytes,
+        accept: Callable[[bytes], _PcpAnswer | pcp.OtherVersion | None],
+        waits: Iterable[float],
+    ) -> _PcpAnswer:
+        answer: _PcpAnswer | pcp.OtherVersion = await self._channel.request(data, accept, waits)
+        if isinstance(answer, pcp.OtherVersion):
+            raise ProtocolNotSupportedError(
+                f"the gateway speaks version {answer.version}, not PCP's {pcp.VERSION}",
+                reason="UNSUPP_VERSION",
+                version=answer.version,
+            )
+        self.restarted |= self._epoch.restarted(answer.epoch, self._now())
+        return answer
+
+    def _waits(self) -> Iterable[float]:
+        return itertools.islice(pcp.retransmissions(self._random.random), PCP_ATTEMPTS)
+
+    def _anywhere(self) -> IPv4Address | IPv6Address:
+        return IPv4Address(0) if self._client.version == 4 else IPv6Address(0)
+
+
+_PcpAnswer = TypeVar("_PcpAnswer", pcp.MapResponse, pcp.AnnounceResponse)
+
+
+class NatPmpClient:
+    """RFC 6886."""
+
+    protocol: ClassVar = Protocol.NAT_PMP
+    versions: ClassVar = (4,)
+
+    def __init__(
+        self, channel: Channel, gateway: Gateway, now: Callable[[], float], random: Random
+    ) -> None:
+        self._channel = channel
+        self._now = now
+        self._epoch = nat_pmp.Epoch()
+        self.restarted = False
+        """The gateway has lost its mappings; whoever makes them anew clears this."""
+
+    async def map(self, port: Port, lifetime: int, last: Endpoint | None) -> Granted | Refused:
+        """Ask for the gateway's address, and for `port` to be mapped; see `PcpClient.map`."""
+        address = await self._ask_address(nat_pmp.RETRANSMISSIONS)
+        if address.address is None:
+            return _refused(address.result)
+        answer = await self._ask_map(
+            port, port.number if last is None else last.port, lifetime, nat_pmp.RETRANSMISSIONS
+        )
+        if answer.result != nat_pmp.Result.SUCCESS:
+            return _refused(answer.result)
+        external = Endpoint(address.address, answer.external_port or 0)
+        return _granted(external, answer.lifetime or 0, 4)
+
+    async def unmap(self, port: Port) -> None:
+        """End a mapping; see `PcpClient.unmap`."""
+        await self._ask_map(port, 0, 0, FAREWELL)
+
+    async def look(self) -> None:
+        """Ask for the epoch; see `PcpClient.look`."""
+        await self._ask_address(nat_pmp.RETRANSMISSIONS[:LOOKS])
+
+    async def _ask_address(self, waits: Iterable[float]) -> nat_pmp.AddressResponse:
+        def accept(data: bytes) -> nat_pmp.AddressResponse | None:
+            answer = nat_pmp.decode_response(data)
+            return answer if isinstance(answer, nat_pmp.AddressResponse) else None
+
+        data = nat_pmp.encode_address_request()
+        answer = await self._channel.request(data, accept, waits)
+        self._note(answer.epoch)
+        return answer
+
+    async def _ask_map(
+        self, port: Port, external_port: int, lifetime: int, waits: Iterable[float]
+    ) -> nat_pmp.MapResponse:
+        def accept(data: bytes) -> nat_pmp.MapResponse | None:
+            answer = nat_pmp.decode_response(data)
+            if not isinstance(answer, nat_pmp.MapResponse) or answer.transport != port.transport:
+                return None
+            return answer if answer.internal_port in (port.number, None) else None
+
+        data = nat_pmp.encode_map_request(
+            port.transport, port.number, external_port=external_port, lifetime=lifetime
+        )
+        answer = await self._channel.request(data, accept, waits)
+        self._note(answer.epoch)
+        return answer
+
+    def _note(self, epoch: int) -> None:
+        self.restarted |= self._epoch.restarted(epoch, self._now())
+
+
+Client: TypeAlias = PcpClient | NatPmpClient
+CLIENTS: Final = (PcpClient, NatPmpClient)
+"""In the order in which they are tried."""
+
+
+def _refused(result: int) -> Refused:
+    known = next((one for one in nat_pmp.Result if one == result), None)
+    retry = NAT_PMP_LONG_RETRY if known is None else NAT_PMP_RETRY.get(known, NAT_PMP_LONG_RETRY)
+    return Refused(nat_pmp.result_name(result), retry)
+
+
+def _granted(external: Endpoint, lifetime: int, version: int) -> Granted | Refused:
+    """Check what the gateway says it gave."""
+    if not is_usable(external) or external.ip.version != version:
+        return Refused("EXTERNAL_ADDRESS_INVALID", MAX_RETRY)
+    if lifetime < MIN_LIFETIME:
+        return Refused("LIFETIME_TOO_SHORT", MAX_RETRY)
+    return Granted(external, min(lifetime, MAX_LIFETIME))

@@ -1,0 +1,76 @@
+"""What is asked of a gateway and what it answers, whichever protocol carries it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, TypeAlias
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+
+MIN_LIFETIME: Final = 8
+"""Seconds; of less than that nothing could be renewed (RFC 6887, 11.2.1: at least 4 s apart)."""
+MAX_LIFETIME: Final = 24 * 3600
+"""Seconds; longer promises are not relied upon (RFC 6887, section 15)."""
+
+
+class Protocol(enum.Enum):
+    """How the gateway is spoken to."""
+
+    PCP = "PCP"
+    NAT_PMP = "NAT_PMP"
+
+
+class Transport(enum.IntEnum):
+    """IANA's protocol numbers."""
+
+    TCP = 6
+    UDP = 17
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Port:
+    """A port that we listen on."""
+
+    transport: Transport
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address and port outside."""
+
+    ip: IPAddress
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The gateway maps the port."""
+
+    external: Endpoint
+    lifetime: int
+    """Seconds, within `MIN_LIFETIME` and `MAX_LIFETIME`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The gateway answered, and does not."""
+
+    reason: str
+    """UPPER_SNAKE: the RFC's name of the result code, or what is wrong with the answer."""
+    retry_after: float
+    """Seconds in which asking again is of no use."""
+
+
+def is_usable(endpoint: Endpoint) -> bool:
+    """Whether a gateway may have given this out: a unicast address and a port."""
+    ip = endpoint.ip
+    return endpoint.port > 0 and not (
+        ip.is_unspecified
+        or ip.is_loopback
+        or ip.is_multicast
+        or ip.is_link_local
+        or (isinstance(ip, IPv4Address) and ip.is_reserved)
+    )
