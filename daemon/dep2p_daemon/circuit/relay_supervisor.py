@@ -36,7 +36,7 @@ from dep2p_daemon.circuit.events import (
 from dep2p_daemon.circuit.messages import HOP_PROTOCOL
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings, Held, RelayChoice
 from dep2p_daemon.circuit.relay_host import RelayHost, RelayPins, find_relays
-from dep2p_daemon.errors import Dep2pError
+from dep2p_daemon.errors import AuthenticationError, Dep2pError
 from dep2p_daemon.muxed import Direction
 from dep2p_daemon.protocols import ping
 from dep2p_daemon.swarm.dialing import DialPolicy
@@ -86,7 +86,8 @@ class _Again(enum.Enum):
 
     CONNECTED = "connected"
     REFUSED = "refused"
-    """Its machine says that nobody listens: the old connection has no other end any more."""
+    """Its machine says that nobody listens, or somebody else does: the old connection has no other
+    end any more."""
     SILENT = "silent"
 
 
@@ -370,7 +371,8 @@ class RelaySupervisor:
         except (Dep2pError, TimeoutError) as error:
             log.debug("relay: no new connection", relay=str(peer), error=str(error))
             reasons = error.metadata.get("reasons") if isinstance(error, Dep2pError) else None
-            return _Again.REFUSED if reasons == "CONNECTION_REFUSED" else _Again.SILENT
+            gone = reasons == "CONNECTION_REFUSED" or isinstance(error, AuthenticationError)
+            return _Again.REFUSED if gone else _Again.SILENT
         self._client.refresh(peer)
         return _Again.CONNECTED
 

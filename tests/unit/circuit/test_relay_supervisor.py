@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.circuit_nodes import Node, memory, node, talk
 from tests.memory_transport import MemoryConnection, MemoryNetwork
 from tests.virtual_time import virtual_time
@@ -14,7 +15,7 @@ from dep2p_daemon.circuit.events import RelayChanged, RelaySource, RelayState
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings
 from dep2p_daemon.circuit.relay_server import RelayServerSettings
 from dep2p_daemon.circuit.relay_supervisor import RelaySupervisor, SupervisorSettings
-from dep2p_daemon.errors import UnreachableError
+from dep2p_daemon.errors import AuthenticationError, Dep2pError, UnreachableError
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.protocols import ping
@@ -385,15 +386,27 @@ async def test_when_udp_stops_working_the_relay_is_held_over_tcp_without_a_gap()
         assert states <= {RelayState.RESERVED}
 
 
-@virtual_time
-async def test_a_silent_relay_whose_machine_refuses_is_given_up_though_it_is_the_only_one() -> None:
-    network = MemoryNetwork()
-    async with relay(network, 0) as there, supervised(network) as (client, _):
-        client.client.add(full(0))
-        await until_reserved(client, 0, within=1)
-        await asyncio.sleep(60)
-        old = way_of(client, 0)
-        hang(there, client)
-        refused = UnreachableError("connection refused", reason="CONNECTION_REFUSED")
-        network.failures |= {quic(0): refused, tcp(0): refused}
-        await until_closed(old, within=10 + 4 + 1)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        UnreachableError("connection refused", reason="CONNECTION_REFUSED"),
+        AuthenticationError("somebody else answered", reason="PEER_ID_MISMATCH"),
+    ],
+    ids=["nobody listens", "somebody else does"],
+)
+def test_a_silent_relay_that_is_seen_to_be_gone_is_given_up_though_it_is_the_only_one(
+    failure: Dep2pError,
+) -> None:
+    @virtual_time
+    async def check() -> None:
+        network = MemoryNetwork()
+        async with relay(network, 0) as there, supervised(network) as (client, _):
+            client.client.add(full(0))
+            await until_reserved(client, 0, within=1)
+            await asyncio.sleep(60)
+            old = way_of(client, 0)
+            hang(there, client)
+            network.failures |= {quic(0): failure, tcp(0): failure}
+            await until_closed(old, within=10 + 4 + 1)
+
+    check()
