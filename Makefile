@@ -21,10 +21,10 @@ demo: setup ## two peers talk through a relay, as real processes
 	$(BIN)/python examples/relay/demo.py
 
 test: setup ## all tests; what an absent tool makes impossible is skipped with the reason
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 unit: setup ## the fast tests only
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest --numprocesses 2 tests/unit
 
 check: setup lint types protos-check ## linters, types, protos: what CI runs beside the tests
 

@@ -74,7 +74,8 @@ async def test_a_watch_begins_with_the_state_and_goes_on_with_changes() -> None:
             assert closed.connection_closed.reason
             assert closed.connection_closed.message
         kinds = [str(event.WhichOneof("event")) for event in log.seen if event.snapshot]
-        assert sorted(kinds) == ["addresses_changed", "connection_opened", "peer_identified"]
+        assert len(kinds) == len(set(kinds))
+        assert {"addresses_changed", "connection_opened", "peer_identified"} <= set(kinds)
 
 
 async def test_a_watch_may_leave_the_state_out_and_choose_types() -> None:

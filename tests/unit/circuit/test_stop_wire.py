@@ -350,7 +350,7 @@ async def test_a_relay_that_cannot_be_reached_is_named_with_the_time_and_what_to
         error = raised.value
         assert error.reason == "RELAY_UNREACHABLE"
         assert str(gone) in error.message
-        assert "within 8.0 s" in error.message
+        assert "tried for 8.0 s" in error.message
         assert "relay runs" in error.remedy
         assert "UDP and TCP port 4001" in error.remedy
         assert asyncio.get_running_loop().time() == pytest.approx(8.0)
