@@ -26,7 +26,6 @@ from dep2p_daemon.nat.dcutr_message import PROTOCOL
 from dep2p_daemon.nat.exchange import answer, initiate
 from dep2p_daemon.nat.punch_settings import PunchSettings, RoundLimiter
 from dep2p_daemon.nat.trail import (
-    NOTHING_IN_COMMON,
     Outcome,
     Reason,
     Side,
@@ -308,8 +307,9 @@ class HolePuncher:
             attempt.rounds = number
             rtt = act.rtt or ASSUMED_RTT
             role = initiator_role(number, attempt.trail.own_mapping)
+            self._see_to_tcp(reason, accepted)
             # Nothing to punch with: what one round does not reach, none does.
-            last = number == MAX_ROUNDS or reason in NOTHING_IN_COMMON
+            last = number == MAX_ROUNDS or reason is Reason.NO_COMMON_IP_VERSION
             window = self._settings.act_timeout
             if not last:
                 window = min(
@@ -370,6 +370,7 @@ class HolePuncher:
         act = await answer(stream, self._offer(attempt), timeout=self._settings.exchange_timeout)
         accepted = attempt.judge(act.addresses)
         usable = self._usable(accepted)
+        self._see_to_tcp(verdict(attempt.trail, accepted), accepted)
         if usable:
             attempt.rounds += 1
             await attempt.act(
@@ -378,6 +379,11 @@ class HolePuncher:
                 window=self._settings.act_timeout,
             )
         return verdict(attempt.trail, accepted)
+
+    def _see_to_tcp(self, reason: Reason, accepted: Sequence[Multiaddr]) -> None:
+        """For a peer without UDP: have our TCP address by the next round."""
+        if reason is Reason.NO_COMMON_TRANSPORT and accepted[0].transport == "tcp":
+            self._addresses.learn_tcp()
 
     def _usable(self, accepted: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
         """Those that one of our transports dials."""

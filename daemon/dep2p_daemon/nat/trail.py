@@ -79,9 +79,6 @@ class Reason(enum.Enum):
     HOLE_PUNCHING_OFF = "HOLE_PUNCHING_OFF"
 
 
-NOTHING_IN_COMMON: Final = frozenset({Reason.NO_COMMON_TRANSPORT, Reason.NO_COMMON_IP_VERSION})
-"""One round is made all the same: an address may be one that anybody can dial."""
-
 _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.DIRECT: ("there is a direct connection", ""),
     Reason.NO_OWN_ADDRESS: (

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from dep2p_daemon.nat.dcutr import MAX_ROUNDS
 from dep2p_daemon.nat.trail import (
-    NOTHING_IN_COMMON,
     Outcome,
     Reason,
     Side,
@@ -88,7 +87,7 @@ def _failed(trail: Trail | None) -> bool:
     if trail is None or trail.outcome is not Outcome.FAILED:
         return False
     rounds = sum(step.kind is StepKind.PUNCH for step in trail.steps)
-    if trail.side is Side.INITIATOR or trail.reason in NOTHING_IN_COMMON:
+    if trail.side is Side.INITIATOR or trail.reason is Reason.NO_COMMON_IP_VERSION:
         return True
     return rounds == 0 or rounds >= MAX_ROUNDS
 
