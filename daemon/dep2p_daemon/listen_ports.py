@@ -5,6 +5,7 @@ People open one port in a firewall, so QUIC and TCP listen on the same number.
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -32,7 +33,7 @@ def with_free_port(addresses: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
     Somebody may take it before it is bound for good: then try again.
 
     Raises:
-        ConfigError: no number is free for all of them.
+        ConfigError: no number is free for all of them, or this machine has no such address.
     """
     wanted = [address for address in addresses if address.port == 0]
     for _ in range(ATTEMPTS if wanted else 0):
@@ -72,7 +73,15 @@ def _port_free_for_all(addresses: Sequence[Multiaddr]) -> int | None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((str(ip), port))
-            except OSError:
-                return None
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return None
+                raise ConfigError(
+                    f"cannot listen on {ip}: {error.strerror or error}",
+                    reason="LISTEN_FAILED",
+                    remedy="name an address that this machine has with --listen, or leave it out "
+                    "to listen on all of them",
+                    address=address,
+                ) from error
             port = probe.getsockname()[1]
     return port
