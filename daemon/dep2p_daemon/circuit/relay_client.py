@@ -22,6 +22,7 @@ from dep2p_daemon.circuit.addresses import circuit_addresses, ways_to_relay
 from dep2p_daemon.circuit.events import RelayChanged, RelaySource, RelayState, RelayStatus
 from dep2p_daemon.circuit.hop import Granted, reach_relay, reserve
 from dep2p_daemon.circuit.keeper import Keeper, KeeperSettings
+from dep2p_daemon.circuit.kept_relay import KeptRelay
 from dep2p_daemon.errors import (
     Dep2pError,
     InvalidArgumentError,
@@ -30,7 +31,6 @@ from dep2p_daemon.errors import (
     NotFoundError,
     PreconditionError,
     ResourceLimitError,
-    UnreachableError,
 )
 from dep2p_daemon.multiaddr import parse_relay_address
 from dep2p_daemon.swarm.dialing import DialPolicy
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from dep2p_daemon.swarm.swarm import Swarm
 
 log = structlog.get_logger(__name__)
-
-_LOG_INTERVAL: Final = 300.0
-"""Seconds between two log lines about a failure that is always the same."""
 
 _MAX_ADDRESSES: Final = 4
 """Addresses remembered for one relay; the ones given last."""
@@ -68,53 +65,6 @@ class RelayClientSettings:
     """For a relay's answer to RESERVE."""
     max_relays: int = 16
     """Relays kept at a time; ours: two are enough for most."""
-
-
-@dataclass(slots=True, eq=False)
-class _Relay:
-    """A relay that we want, and all that its keeper knows."""
-
-    peer: PeerId
-    addresses: list[Multiaddr]
-    """Where to dial it, the last one given first; without `/p2p`."""
-    keeper: Keeper
-    kept: bool
-    """Held through failures; a relay that never worked is dropped when `connect` fails."""
-    source: RelaySource
-    task: asyncio.Task[None] | None = None
-    connection: Connection | None = None
-    granted: Granted | None = None
-    error: Dep2pError | None = None
-    logged: tuple[str, RelayState] | None = None
-    """The failure that the log told of last."""
-    logged_at: float = 0.0
-    to_unix: float = 0.0
-    """Unix time less the loop's, when the keeper's times were set."""
-    nudge: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when something happened that the keeper should not sleep through."""
-    waiters: list[asyncio.Future[None]] = field(default_factory=list)
-
-    @property
-    def reserved(self) -> Granted | None:
-        """The grant, while it holds."""
-        return self.granted if self.keeper.state is RelayState.RESERVED else None
-
-    @property
-    def silent(self) -> bool:
-        """Whether the last attempt failed because nobody was there; a refusal is an answer."""
-        return isinstance(self.error, UnreachableError)
-
-    def take_waiters(self) -> list[asyncio.Future[None]]:
-        """Return those who still wait for the attempt, which has ended; they wait no more."""
-        waiting = [waiter for waiter in self.waiters if not waiter.done()]
-        self.waiters.clear()
-        self.nudge.clear()
-        return waiting
-
-    def fail_waiters(self, error: Dep2pError) -> None:
-        """Tell those who wait that nothing comes of it."""
-        for waiter in self.take_waiters():
-            waiter.set_exception(error)
 
 
 class RelayClient:
@@ -141,7 +91,7 @@ class RelayClient:
         self._settings = settings or RelayClientSettings()
         self._random = random or Random()
         self._wall_clock = wall_clock
-        self._relays: dict[PeerId, _Relay] = {}
+        self._relays: dict[PeerId, KeptRelay] = {}
         self._told_addresses: tuple[Multiaddr, ...] = ()
         self._tasks = asyncio.TaskGroup()
 
@@ -273,7 +223,7 @@ class RelayClient:
     def node_changed(self) -> None:
         """Nothing here hangs on our own addresses or protocols."""
 
-    def _wanted(self, address: Multiaddr, source: RelaySource) -> _Relay:
+    def _wanted(self, address: Multiaddr, source: RelaySource) -> KeptRelay:
         address = parse_relay_address(str(address))
         peer = address.peer_id
         if peer is None or peer == self._swarm.local_peer:
@@ -308,14 +258,14 @@ class RelayClient:
                 allowed=self._settings.max_relays,
             )
         keeper = Keeper(self._settings.keeper, self._random)
-        relay = self._relays[peer] = _Relay(peer, [reached], keeper, kept=False, source=source)
+        relay = self._relays[peer] = KeptRelay(peer, [reached], keeper, kept=False, source=source)
         if self._transport is not None:
             self._transport.accept_from(peer)
         self._tell(relay)
         relay.task = self._tasks.create_task(self._keep(relay), name=f"relay {peer}")
         return relay
 
-    def _forget(self, relay: _Relay) -> None:
+    def _forget(self, relay: KeptRelay) -> None:
         if self._relays.get(relay.peer) is not relay:
             return
         del self._relays[relay.peer]
@@ -333,7 +283,7 @@ class RelayClient:
         relay.keeper.release()
         self._tell(relay)
 
-    async def _keep(self, relay: _Relay) -> None:
+    async def _keep(self, relay: KeptRelay) -> None:
         """The keeper's task: attempt, wait, and so on until it is cancelled."""
         keeper = relay.keeper
         while True:
@@ -353,13 +303,13 @@ class RelayClient:
                 if keeper.state is RelayState.CONNECTING:
                     self._tell(relay)
 
-    def _now(self, relay: _Relay) -> float:
+    def _now(self, relay: KeptRelay) -> float:
         """Return the loop's time for the keeper, and note what it is in Unix time."""
         now = asyncio.get_running_loop().time()
         relay.to_unix = self._wall_clock() - now
         return now
 
-    def _lost(self, relay: _Relay) -> bool:
+    def _lost(self, relay: KeptRelay) -> bool:
         """Whether the reservation went with the last direct connection to the relay."""
         return (
             relay.reserved is not None
@@ -379,9 +329,8 @@ class RelayClient:
             if relay.keeper.state is RelayState.BACKOFF and relay.silent:
                 relay.nudge.set()
 
-    async def _attempt(self, relay: _Relay) -> None:
+    async def _attempt(self, relay: KeptRelay) -> None:
         """Reserve or refresh once, and tell all who wait for it how it went."""
-        relay.error = None
         settings = self._settings
         patient = relay.waiters or not self._alone
         try:
@@ -408,13 +357,13 @@ class RelayClient:
             self._granted(relay, connection, granted, granted.expires_at - now)
 
     def _granted(
-        self, relay: _Relay, connection: Connection, granted: Granted, time_to_live: float
+        self, relay: KeptRelay, connection: Connection, granted: Granted, time_to_live: float
     ) -> None:
         fresh = relay.keeper.state is not RelayState.RESERVED
         relay.kept = True
         relay.connection = connection
         relay.granted = granted
-        relay.logged = None
+        relay.error = relay.logged = None
         relay.keeper.granted(time_to_live, self._now(relay))
         log.log(
             logging.INFO if fresh else logging.DEBUG,
@@ -426,15 +375,10 @@ class RelayClient:
         for waiter in relay.take_waiters():
             waiter.set_result(None)
 
-    def _failed(self, relay: _Relay, error: Dep2pError) -> None:
+    def _failed(self, relay: KeptRelay, error: Dep2pError) -> None:
         relay.error = error
         relay.keeper.failed(self._now(relay), alone=self._alone and relay.silent)
-        now = asyncio.get_running_loop().time()
-        # A relay may be away for weeks, and is tried every few seconds.
-        news = (error.reason, relay.keeper.state)
-        loud = relay.logged != news or now - relay.logged_at >= _LOG_INTERVAL
-        if loud:
-            relay.logged, relay.logged_at = news, now
+        loud = relay.is_news(error, asyncio.get_running_loop().time())
         log.log(
             logging.WARNING if loud else logging.DEBUG,
             "reservation failed",
@@ -446,7 +390,7 @@ class RelayClient:
         self._tell(relay)
         relay.fail_waiters(error)
 
-    def _tell(self, relay: _Relay) -> None:
+    def _tell(self, relay: KeptRelay) -> None:
         """Publish the relay's status, and the addresses of all relays where they changed."""
         self._events.publish(RelayChanged(self._status(relay)))
         addresses = tuple(
@@ -456,13 +400,13 @@ class RelayClient:
             self._told_addresses = addresses
             self._swarm.set_circuit_addresses(addresses)
 
-    def _addresses(self, relay: _Relay) -> tuple[Multiaddr, ...]:
+    def _addresses(self, relay: KeptRelay) -> tuple[Multiaddr, ...]:
         granted = relay.reserved
         if granted is None:
             return ()
         return circuit_addresses(relay.addresses, granted.addresses, relay=relay.peer)
 
-    def _status(self, relay: _Relay) -> RelayStatus:
+    def _status(self, relay: KeptRelay) -> RelayStatus:
         keeper = relay.keeper
         to_unix = relay.to_unix
         granted = relay.reserved

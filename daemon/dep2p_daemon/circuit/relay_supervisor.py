@@ -27,7 +27,6 @@ import structlog
 from dep2p_daemon.circuit.addresses import ways_to_relay
 from dep2p_daemon.circuit.events import (
     RelayChanged,
-    RelayHostChanged,
     RelayHostStatus,
     RelaySource,
     RelayState,
@@ -35,7 +34,8 @@ from dep2p_daemon.circuit.events import (
 )
 from dep2p_daemon.circuit.messages import HOP_PROTOCOL
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings, Held, RelayChoice
-from dep2p_daemon.circuit.relay_host import RelayHost, RelayPins, find_relays
+from dep2p_daemon.circuit.relay_host import RelayHost, RelayPins
+from dep2p_daemon.circuit.relay_search import RelaySearch
 from dep2p_daemon.errors import AuthenticationError, Dep2pError
 from dep2p_daemon.muxed import Direction
 from dep2p_daemon.protocols import ping
@@ -75,8 +75,6 @@ class SupervisorSettings:
     """Between two tries over QUIC of a relay that is held over TCP, up to a fifth more or less."""
     sleep_gap: float = 5.0
     """The wall clock ran ahead of ours by so much at one look: the machine slept."""
-    host_backoff: float = 3.0
-    """The longest pause between two searches for a relay that is named by host and port."""
     linger: float = 600.0
     """A replaced connection is closed once it carries nothing, or after this time."""
 
@@ -112,9 +110,17 @@ class RelaySupervisor:
         self._settings = settings or SupervisorSettings()
         self._random = random or Random()
         self._wall_clock = wall_clock
-        self._resolver = resolver
-        self._pins = pins or RelayPins(None)
-        self._hosts: dict[RelayHost, RelayHostStatus] = {}
+        self._search: RelaySearch | None = None
+        if resolver is not None:
+            self._search = RelaySearch(
+                client,
+                swarm,
+                events,
+                resolver=resolver,
+                pins=pins or RelayPins(None),
+                random=self._random,
+                wall_clock=wall_clock,
+            )
         self._choice = RelayChoice(self._settings.choice)
         self._own: frozenset[Multiaddr] = frozenset()
         self._checked_at: dict[PeerId, float] = {}
@@ -150,7 +156,7 @@ class RelaySupervisor:
     @property
     def hosts(self) -> tuple[RelayHostStatus, ...]:
         """The configured relays of which it is not known yet who they are."""
-        return tuple(self._hosts.values())
+        return () if self._search is None else self._search.hosts
 
     def add(self, relay: Multiaddr | RelayHost) -> None:
         """Hold a configured relay from now on, whether or not it can be found yet.
@@ -159,7 +165,8 @@ class RelaySupervisor:
             MultiaddrError, InvalidArgumentError, ResourceLimitError: as `RelayClient.add`.
         """
         if isinstance(relay, RelayHost):
-            self._spawn(self._find(relay), f"relay {relay}")
+            assert self._search is not None, "a relay by its host needs a resolver"
+            self._spawn(self._search.find(relay), f"relay {relay}")
         else:
             self._client.add(relay)
 
@@ -396,49 +403,6 @@ class RelaySupervisor:
         except (Dep2pError, TimeoutError):
             return None
         return None
-
-    # ------------------------------------------------------- relays by host:port
-
-    async def _find(self, host: RelayHost) -> None:
-        """Find out who the relay at `host` is, however long it takes, and hold it then."""
-        assert self._resolver is not None, "a relay by its host needs a resolver"
-        pause = self._settings.host_backoff / 4
-        while True:
-            self._tell_host(host, RelayState.CONNECTING)
-            try:
-                addresses = await find_relays(host, self._swarm, self._resolver, self._pins)
-                for address in addresses:
-                    self._client.add(address)
-            except Dep2pError as error:
-                pause = min(2 * pause, self._settings.host_backoff)
-                wait = pause * self._random.uniform(0.8, 1.0)
-                self._tell_host(host, RelayState.BACKOFF, error=error, wait=wait)
-                await asyncio.sleep(wait)
-            else:
-                self._tell_host(host, RelayState.DISCONNECTED)
-                return
-
-    def _tell_host(
-        self,
-        host: RelayHost,
-        state: RelayState,
-        *,
-        error: Dep2pError | None = None,
-        wait: float | None = None,
-    ) -> None:
-        before = self._hosts.pop(host, None)
-        status = RelayHostStatus(
-            host=str(host),
-            state=state,
-            last_error=str(error) if error is not None else "",
-            last_error_reason=error.reason if error is not None else "",
-            next_try_at=None if wait is None else self._wall_clock() + wait,
-        )
-        if error is not None and (before is None or not before.last_error):
-            log.info("a relay is not found", host=str(host), reason=error.reason, error=str(error))
-        if state is not RelayState.DISCONNECTED:
-            self._hosts[host] = status
-        self._events.publish(RelayHostChanged(status))
 
     # ------------------------------------------------------------------- tasks
 
