@@ -179,6 +179,13 @@ class HolePuncher:
         attempt.record_offer(own, self._addresses.mapping("quic-v1"))
         return own
 
+    def _limit_reached(self, peer: PeerId, *, rounds: int) -> str | None:
+        """Count rounds that a peer causes, whoever begins them; why they must not be."""
+        if peer not in self._attempts and len(self._attempts) >= self._settings.max_attempts:
+            return "TOO_MANY_ATTEMPTS"
+        now = asyncio.get_running_loop().time()
+        return None if self._limiter.allows(peer, now, rounds=rounds) else "RATE_LIMITED"
+
     # The initiator: the relayed connection came to us
 
     async def _upgrade(self, connection: Connection) -> None:
@@ -191,10 +198,10 @@ class HolePuncher:
                 # One attempt per peer: another relayed connection's, or the peer's own.
                 await running.ended.wait()
                 continue
-            if len(self._attempts) < self._settings.max_attempts:
+            if (refusal := self._limit_reached(peer, rounds=MAX_ROUNDS)) is None:
                 await self._attempt(connection)
             else:
-                _log.debug("direct upgrade put off", peer=str(peer), reason="TOO_MANY_ATTEMPTS")
+                _log.debug("direct upgrade put off", peer=str(peer), reason=refusal)
             if self._direct(peer) is None and delays:
                 await asyncio.sleep(delays[min(failures, len(delays) - 1)])
                 failures += 1
@@ -359,12 +366,7 @@ class HolePuncher:
         if connection.direction is not Direction.OUTBOUND:
             # Only who was dialled through the relay begins (the spec, and go-libp2p).
             return "NOT_DIALLED_BY_US"
-        peer = connection.remote_peer
-        if not self._limiter.allows(peer, asyncio.get_running_loop().time()):
-            return "RATE_LIMITED"
-        if peer not in self._attempts and len(self._attempts) >= self._settings.max_attempts:
-            return "TOO_MANY_ATTEMPTS"
-        return None
+        return self._limit_reached(connection.remote_peer, rounds=1)
 
     async def _answer(self, attempt: Attempt, stream: Stream) -> Reason:
         act = await answer(stream, self._offer(attempt), timeout=self._settings.exchange_timeout)

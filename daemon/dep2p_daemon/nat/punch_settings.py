@@ -34,8 +34,8 @@ class PunchSettings:
     repeated."""
     max_attempts: int = 32
     """Attempts under way with all peers together."""
-    rounds_burst: int = 9
-    """Rounds that one peer may ask for in a row ..."""
+    rounds_burst: int = 12
+    """Rounds that one peer may cause in a row, whichever side begins them ..."""
     rounds_interval: float = 10.0
     """... and afterwards one per this time."""
 
@@ -45,19 +45,19 @@ MAX_PEERS = 512
 
 
 class RoundLimiter:
-    """Token buckets of the peers that ask us to punch. sans-IO."""
+    """Token buckets of the peers that cause us to punch. sans-IO."""
 
     def __init__(self, settings: PunchSettings) -> None:
         self._settings = settings
         self._buckets: dict[object, tuple[float, float]] = {}
 
-    def allows(self, peer: object, now: float) -> bool:
-        """Take one token; False when there is none."""
+    def allows(self, peer: object, now: float, *, rounds: int = 1) -> bool:
+        """Take the tokens of so many rounds; False when there are not as many."""
         settings = self._settings
         tokens, then = self._buckets.pop(peer, (float(settings.rounds_burst), now))
         tokens = min(settings.rounds_burst, tokens + (now - then) / settings.rounds_interval)
-        allowed = tokens >= 1.0
-        self._buckets[peer] = (tokens - 1.0 if allowed else tokens, now)
+        allowed = tokens >= rounds
+        self._buckets[peer] = (tokens - rounds if allowed else tokens, now)
         if len(self._buckets) > MAX_PEERS:
             del self._buckets[next(iter(self._buckets))]
         return allowed

@@ -357,6 +357,27 @@ async def test_a_peer_that_falls_silent_does_not_hold_the_attempt() -> None:
         assert not trail.steps
 
 
+@virtual_time
+async def test_a_peer_that_dials_us_again_and_again_makes_us_punch_seldom() -> None:
+    async with net(dead=(A, B)) as made:
+        for _ in range(20):
+            connection = await made.relayed()
+            await asyncio.sleep(0.5)
+            await connection.close()
+            await asyncio.sleep(0.1)
+        began = [one for one in made.b.seen._events if _is_new(one)]
+        assert 3 <= len(began) <= 1 + PunchSettings().rounds_burst // 3
+
+
+def _is_new(event: object) -> bool:
+    return (
+        isinstance(event, TrailChanged)
+        and event.trail.running
+        and not event.trail.steps
+        and not event.trail.peer_candidates
+    )
+
+
 def test_tokens_come_back_with_time_and_peers_are_bounded() -> None:
     settings = PunchSettings(rounds_burst=2, rounds_interval=10.0)
     limiter = RoundLimiter(settings)
