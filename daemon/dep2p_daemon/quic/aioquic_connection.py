@@ -24,10 +24,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aioquic import tls
+from aioquic._buffer import Buffer
 from aioquic.quic.connection import QuicConnection as StockConnection
 from aioquic.quic.connection import QuicConnectionId, QuicConnectionState
 from aioquic.quic.events import ConnectionTerminated
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicPacketType,
+    pull_quic_transport_parameters,
+)
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from typing_extensions import override
 
@@ -35,7 +41,8 @@ from dep2p_daemon.quic.bulk_receive import receive_bulk
 from dep2p_daemon.quic.bulk_send import send_bulk
 from dep2p_daemon.quic.congestion import UsedWindowCubic
 from dep2p_daemon.quic.one_rtt_keys import OneRttKeys
-from dep2p_daemon.quic.pacer import PASS_PACKETS, BurstPacer
+from dep2p_daemon.quic.pacer import BurstPacer
+from dep2p_daemon.quic.path_mtu import BASE_SIZE, PathMtu
 from dep2p_daemon.quic.recovery import BulkRecovery
 
 if TYPE_CHECKING:
@@ -47,10 +54,10 @@ if TYPE_CHECKING:
     from dep2p_daemon.quic.connection_ids import ConnectionIds
     from dep2p_daemon.udp.demultiplexer import SocketAddress
 
-BASE_DATAGRAM_SIZE: Final = 1200
-"""What every path carries (RFC 9000 section 14)."""
-MTU_PROBES: Final = 3
-"""Probes of the wanted size before 1200 is taken for what the path carries."""
+MAX_STOCK_DATAGRAM: Final = 16_000
+"""Largest datagram that aioquic may build: it writes the length of a STREAM frame in two bytes."""
+MAX_UDP_PAYLOAD: Final = 65_527
+"""What a peer takes that does not tell (RFC 9000 section 18.2)."""
 BLACK_HOLE_TIMEOUTS: Final = 2
 """Probe timeouts in a row after which large datagrams are suspected."""
 
@@ -92,9 +99,7 @@ class AioquicConnection(StockConnection):
         self._fast_path = fast_path
         self._previous_keys_until: float | None = None
         self._connection_ids = connection_ids
-        self._wanted_datagram_size = max_datagram_size
-        self._mtu_probes_left = MTU_PROBES if max_datagram_size > BASE_DATAGRAM_SIZE else 0
-        self._mtu_probe_in_flight = False
+        self._mtu = PathMtu(max_datagram_size)
         configuration.max_data = connection_window
         super().__init__(
             configuration=configuration,
@@ -229,7 +234,7 @@ class AioquicConnection(StockConnection):
     @property
     def max_datagram_size(self) -> int:
         """Size of the datagrams that are being sent."""
-        return self._max_datagram_size
+        return self._mtu.size
 
     def receive_batch(self, datagrams: list[bytes], address: SocketAddress, now: float) -> None:
         """Take datagrams of one sender in."""
@@ -258,7 +263,7 @@ class AioquicConnection(StockConnection):
             self._look_after_keys(now)
         transmit = self._transmit_bulk if self._may_send_bulk() else self._transmit_stock
         datagrams = transmit(now)
-        if self._mtu_probes_left and self._handshake_confirmed and not self._mtu_probe_in_flight:
+        if self._mtu.wants_probe and self._handshake_confirmed:
             datagrams += self._mtu_probe(now)
         return datagrams
 
@@ -288,7 +293,7 @@ class AioquicConnection(StockConnection):
             )
             self._burst_pacer.begin_pass(1)
             datagrams = self._transmit_stock(now)
-            self._burst_pacer.begin_pass(PASS_PACKETS - 1)
+            self._burst_pacer.begin_pass(self._burst_pacer.pass_packets - 1)
         bulk, is_held = send_bulk(self, now)
         self.counters.sent_fast += len(bulk)
         address = self._network_paths[0].addr
@@ -359,44 +364,58 @@ class AioquicConnection(StockConnection):
         if self._close_at is None:
             return
         self.handle_timer(now)
-        if (
-            self._loss._pto_count >= BLACK_HOLE_TIMEOUTS
-            and self._max_datagram_size > BASE_DATAGRAM_SIZE
-        ):
+        if self._loss._pto_count >= BLACK_HOLE_TIMEOUTS and self._mtu.size > BASE_SIZE:
             # Perhaps the path changed and large datagrams vanish.
-            self._use_datagram_size(BASE_DATAGRAM_SIZE)
-            self._mtu_probes_left = MTU_PROBES
+            self._mtu.restart()
+            self._use_datagram_size(BASE_SIZE)
 
     def _mtu_probe(self, now: float) -> list[tuple[bytes, Any]]:
         path = self._network_paths[0]
         if not path.is_validated or self._state is not QuicConnectionState.CONNECTED:
             return []
+        self._mtu.limit(self._peer_max_datagram())
+        if not self._mtu.wants_probe:
+            return []
+        size = self._mtu.next_probe()
         builder = QuicPacketBuilder(
             host_cid=self.host_cid,
             is_client=self._is_client,
-            max_datagram_size=self._wanted_datagram_size,
+            max_datagram_size=size,
             packet_number=self._packet_number,
             peer_cid=self._peer_cid.cid,
             version=self._version or 0,
         )
+        self._recovery.mtu_probes |= {self._packet_number}
         builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[tls.Epoch.ONE_RTT])
-        builder.start_frame(QuicFrameType.PING, handler=self._on_mtu_probe_delivery)
+        builder.start_frame(
+            QuicFrameType.PING,
+            handler=self._on_mtu_probe_delivery,
+            handler_args=(self._packet_number, size),
+        )
         padding = builder.start_frame(QuicFrameType.PADDING)
         padding.push_bytes(bytes(builder.remaining_buffer_space))
-        self._mtu_probes_left -= 1
-        self._mtu_probe_in_flight = True
         return self._flush_builder(
             builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now
         )
 
-    def _on_mtu_probe_delivery(self, delivery: QuicDeliveryState) -> None:
-        self._mtu_probe_in_flight = False
-        if delivery is QuicDeliveryState.ACKED:
-            self._mtu_probes_left = 0
-            self._use_datagram_size(self._wanted_datagram_size)
+    def _peer_max_datagram(self) -> int:
+        for kind, value in self.tls.received_extensions or ():
+            if kind == tls.ExtensionType.QUIC_TRANSPORT_PARAMETERS:
+                parameters = pull_quic_transport_parameters(Buffer(data=value))
+                return parameters.max_udp_payload_size or MAX_UDP_PAYLOAD
+        return MAX_UDP_PAYLOAD
+
+    def _on_mtu_probe_delivery(
+        self, delivery: QuicDeliveryState, packet_number: int, size: int
+    ) -> None:
+        self._recovery.mtu_probes -= {packet_number}
+        if delivery is not QuicDeliveryState.ACKED:
+            self._mtu.probe_lost()
+        elif self._mtu.probe_acknowledged(size):
+            self._use_datagram_size(size)
 
     def _use_datagram_size(self, size: int) -> None:
-        self._max_datagram_size = size
+        self._max_datagram_size = min(size, MAX_STOCK_DATAGRAM)
         self._burst_pacer.set_max_datagram_size(size)
         if isinstance(self._loss._cc, UsedWindowCubic):
             self._loss._cc.set_max_datagram_size(size)

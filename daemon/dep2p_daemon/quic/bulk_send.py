@@ -50,7 +50,7 @@ def send_bulk(connection: AioquicConnection, now: float) -> tuple[list[bytes], b
     outstanding = connection._packet_number - space.largest_acked_packet
     count = min(
         pacer.allowance(now),
-        (loss.congestion_window - loss.bytes_in_flight) // connection._max_datagram_size,
+        (loss.congestion_window - loss.bytes_in_flight) // connection.max_datagram_size,
         MAX_OUTSTANDING - outstanding,
     )
     if count <= 0:
@@ -130,7 +130,7 @@ class _Batch:
         number_mask = (1 << 8 * number_size) - 1
         number, prefix, now = self._number, self._prefix, self._now
         stream_id, final_size = encode_varint(stream.stream_id or 0), sender._buffer_fin
-        capacity = self._connection._max_datagram_size - len(prefix) - number_size - _TAG_SIZE
+        capacity = self._connection.max_datagram_size - len(prefix) - number_size - _TAG_SIZE
         capacity -= 1 + len(stream_id)
         overhead = len(prefix) + number_size + _TAG_SIZE
         base, start = sender._buffer_start, what.start

@@ -20,6 +20,9 @@ RATE_FACTOR: Final = 1.25
 """How much faster than one window per round trip, so that pacing itself never limits."""
 PASS_PACKETS: Final = 92
 """Packets of one connection in one send pass: two batches of 46 x 1400 bytes."""
+PASS_BYTES: Final = 128 << 10
+"""The same for larger packets than those, but for this many packets:"""
+MIN_PASS_PACKETS: Final = 3
 
 
 class BurstPacer(QuicPacketPacer):
@@ -29,9 +32,14 @@ class BurstPacer(QuicPacketPacer):
         super().__init__(max_datagram_size=max_datagram_size)
         self._left = PASS_PACKETS
 
-    def begin_pass(self, packets: int = PASS_PACKETS) -> None:
+    @property
+    def pass_packets(self) -> int:
+        """Packets of one pass."""
+        return min(PASS_PACKETS, max(MIN_PASS_PACKETS, PASS_BYTES // self._max_datagram_size))
+
+    def begin_pass(self, packets: int | None = None) -> None:
         """Start a send pass: `packets` more may go."""
-        self._left = packets
+        self._left = self.pass_packets if packets is None else packets
 
     def allowance(self, now: float) -> int:
         """How many packets may go now, as asking `next_send_time` before each would tell."""

@@ -18,6 +18,8 @@ from typing_extensions import override
 from dep2p_daemon.quic.congestion import UsedWindowCubic
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from aioquic.quic.rangeset import RangeSet
     from aioquic.quic.recovery import QuicPacketSpace
     from aioquic.quic.stream import QuicStreamSender
@@ -62,6 +64,9 @@ class BulkPacket(QuicSentPacket):
 class BulkRecovery(QuicPacketRecovery):
     """Recovery of one connection; its congestion control must be `UsedWindowCubic`."""
 
+    mtu_probes: frozenset[int] = frozenset()
+    """Numbers of packets whose loss says nothing of congestion (RFC 8899 section 3)."""
+
     def on_bulk_sent(self, packets: list[BulkPacket], size: int, space: QuicPacketSpace) -> None:
         """Note packets of `size` bytes together, sent now."""
         space.sent_packets.update((packet.packet_number, packet) for packet in packets)
@@ -90,6 +95,29 @@ class BulkRecovery(QuicPacketRecovery):
             self._on_bulk_acknowledged(bulk, now, space)
         super().on_ack_received(
             ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
+        )
+
+    @override
+    def _on_packets_lost(
+        self,
+        *,
+        congestion_event: bool = True,
+        now: float,
+        packets: Iterable[QuicSentPacket],
+        persistent_congestion: bool = False,
+        space: QuicPacketSpace,
+    ) -> None:
+        lost = list(packets)
+        if self.mtu_probes and space.is_application_data:
+            probes = [packet for packet in lost if packet.packet_number in self.mtu_probes]
+            lost = [packet for packet in lost if packet.packet_number not in self.mtu_probes]
+            super()._on_packets_lost(congestion_event=False, now=now, packets=probes, space=space)
+        super()._on_packets_lost(
+            congestion_event=congestion_event,
+            now=now,
+            packets=lost,
+            persistent_congestion=persistent_congestion,
+            space=space,
         )
 
     def _on_bulk_acknowledged(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dep2p_daemon.errors import ConfigError
+from dep2p_daemon.quic.path_mtu import BASE_SIZE, MAX_SIZE
 from dep2p_daemon.udp.settings import UdpSettings
 
 KIB: Final = 1024
@@ -17,7 +18,7 @@ class QuicSettings:
     """Limits and sizes of the QUIC transport. Sizes are bytes, times are seconds."""
 
     max_datagram_size: int = 1400
-    """Largest UDP payload to send, 1200 to 16000. Handshakes use 1200; more is used once a probe
+    """Largest UDP payload to send, 1200 to 65000. Handshakes use 1200; more is used once a probe
     got through."""
     idle_timeout: float = 30.0
     """A connection that hears nothing for so long is gone."""
@@ -69,8 +70,7 @@ class QuicSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work. Raises ConfigError."""
-        # aioquic writes the length of a STREAM frame in two bytes: at most 16383.
-        _check("max_datagram_size", self.max_datagram_size, 1200, 16_000)
+        _check("max_datagram_size", self.max_datagram_size, BASE_SIZE, MAX_SIZE)
         _check("worker_id", self.worker_id, 0, 255)
         _check("max_inbound_streams", self.max_inbound_streams, 1, 1 << 16)
         if self.stateless_reset_key is not None:

@@ -359,7 +359,7 @@ async def test_what_arrived_whole_is_readable_after_the_close(make_node: MakeNod
     assert await read_all(inbound) == b"famous last words"
 
 
-@pytest.mark.parametrize("size", [1200, 9000, 16_000])
+@pytest.mark.parametrize("size", [1200, 9000, 16_000, 65_000])
 async def test_datagrams_of_any_allowed_size(make_node: MakeNode, size: int) -> None:
     settings = QuicSettings(max_datagram_size=size)
     ours, theirs = await pair(make_node, settings, settings)
