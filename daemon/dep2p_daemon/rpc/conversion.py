@@ -221,6 +221,7 @@ def snapshot(daemon: Daemon) -> list[event_pb2.Event]:
     if daemon.reachability is not None:
         watch = daemon.reachability
         events.append(ReachabilityChanged(watch.verdict, watch.addresses))
+    events += (circuit_events.RelayHostChanged(host) for host in daemon.relay_supervisor.hosts)
     events += (circuit_events.RelayChanged(status) for status in daemon.relay_client.relays)
     events += (swarm_events.ConnectionOpened(connection) for connection in swarm.connections())
     events += (

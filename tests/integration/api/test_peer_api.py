@@ -291,3 +291,19 @@ async def test_direct_only_streams_use_no_relay_where_none_is_needed() -> None:
             b.address(), ["/dep2p/echo/1.0.0"], direct_only=True
         ) as stream:
             assert not stream.relayed
+
+
+async def test_a_peer_is_explained_by_what_was_tried() -> None:
+    async with api_nodes() as start:
+        a, b = await start(), await start()
+        untried = await a.client.explain_peer(b.peer_id)
+        assert (untried.reason, len(untried.dials)) == ("NOT_TRIED", 0)
+        connection = await a.client.dial(b.address())
+        explained = await a.client.explain_peer(b.peer_id)
+        assert explained.reason == "DIRECT"
+        assert [c.connection_id for c in explained.connections] == [connection.connection_id]
+        (dial,) = explained.dials
+        assert dial.connection_id == connection.connection_id
+        assert [attempt.address for attempt in dial.attempts] == [connection.remote_address]
+        with pytest.raises(dep2p.InvalidArgumentError):
+            await a.client.explain_peer("nobody")

@@ -203,3 +203,37 @@ async def test_relays_of_the_configuration_are_held_from_the_start() -> None:
                 if change.state == relay_pb2.Relay.STATE_RESERVED:
                     break
         assert change.peer_id == relay.peer_id
+
+
+async def test_a_relay_by_host_and_port_is_listed_before_and_after_it_is_found() -> None:
+    async with api_nodes() as start:
+        relay = await start(relay_server={"enabled": True})
+        port = relay.address().split("/")[4]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            nobody = f"127.0.0.1:{silent.getsockname()[1]}"
+            node = await start(relays=[nobody, f"127.0.0.1:{port}"], relay_client={"wanted": 0})
+            async for found in node.client.watch_relays():
+                if found.peer_id == relay.peer_id and found.state == relay_pb2.Relay.STATE_RESERVED:
+                    break
+            by_address = {found.address: found for found in await node.client.list_relays()}
+            assert by_address[nobody].peer_id == ""
+            assert by_address[nobody].source == relay_pb2.Relay.SOURCE_CONFIGURED
+            (held,) = (found for found in by_address.values() if found.peer_id)
+            assert (held.peer_id, held.state) == (relay.peer_id, relay_pb2.Relay.STATE_RESERVED)
+            assert held.remote_address == f"/ip4/127.0.0.1/udp/{port}/quic-v1"
+            async with EventLog(node.client, "relay_changed") as events:
+                await events.wait("relay_changed", lambda e: e.relay_changed.address == nobody)
+
+
+async def test_a_connected_relay_is_reserved_at_by_itself_and_shown_as_discovered() -> None:
+    async with api_nodes() as start:
+        relay = await start(relay_server={"enabled": True})
+        node = await start()
+        await node.client.dial(relay.address())
+        async for found in node.client.watch_relays():
+            if found.state == relay_pb2.Relay.STATE_RESERVED:
+                break
+        assert (found.peer_id, found.source) == (relay.peer_id, relay_pb2.Relay.SOURCE_DISCOVERED)
+        await node.client.disconnect_relay(relay.peer_id)
+        assert await node.client.list_relays() == []
