@@ -14,6 +14,7 @@ import contextlib
 import ipaddress
 import struct
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -212,6 +213,8 @@ async def _main() -> None:
         on_unmap=on_unmap,
     )
     async with serve(gateway, options.listen, PORT):
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
         await asyncio.Event().wait()
 
 

@@ -39,6 +39,7 @@ from dep2p_daemon.nat.fresh_dial import SocketDial
 from dep2p_daemon.nat.hole_punch import HolePuncher
 from dep2p_daemon.nat.netcheck import Netcheck
 from dep2p_daemon.nat.paths import PathWatch
+from dep2p_daemon.nat.port_mapping.mapper import PortMapper
 from dep2p_daemon.nat.reachability_watch import ReachabilityWatch
 from dep2p_daemon.protocols import echo, perf, ping
 from dep2p_daemon.protocols.identify import Identify
@@ -92,6 +93,8 @@ class Daemon:
     netcheck: Netcheck
     hole_puncher: HolePuncher | None
     """None when hole punching is turned off."""
+    port_mapper: PortMapper | None
+    """None when port mapping is turned off."""
     relay_server: RelayServer | None
     """None unless this node relays for others."""
     started_at: float
@@ -183,6 +186,9 @@ class Daemon:
         await self._listen()
         for address in config.relays:
             self.relay_supervisor.add(address)
+        self.port_mapper = None
+        if config.nat.port_mapping:
+            self.port_mapper = await stack.enter_async_context(PortMapper(self.swarm))
         if config.discovery.mdns:
             await stack.enter_async_context(Mdns(self.swarm, self.events))
         for address in config.node.bootstrap:

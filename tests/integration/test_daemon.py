@@ -80,7 +80,9 @@ async def test_udp_and_tcp_share_a_port_number(directory: Path) -> None:
 
 
 async def test_without_listen_addresses_all_interfaces_are_listened_on(directory: Path) -> None:
-    async with Daemon(config_in(directory, node={"listen": ()})) as daemon:
+    async with Daemon(
+        config_in(directory, node={"listen": ()}, nat={"port_mapping": False})
+    ) as daemon:
         listening = daemon.swarm.listen_addresses
         assert {address.host for address in listening} <= {"0.0.0.0", "::"}
         assert len({address.port for address in listening}) == 1

@@ -187,6 +187,11 @@ class NatSection(Section):
         description="Ask connected peers to dial this node back, to know which of its addresses "
         "are public (AutoNAT), and dial peers back that ask.",
     )
+    port_mapping: bool = Field(
+        default=True,
+        description="Have the default gateway forward the listening ports (PCP, else NAT-PMP) "
+        "while the node runs.",
+    )
 
 
 class QuicSection(Section):

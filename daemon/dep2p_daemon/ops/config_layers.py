@@ -25,12 +25,14 @@ PRESETS: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
     "desktop": {
         "node": {"port": 0},
         "relay_server": {"enabled": False},
+        "nat": {"port_mapping": True},
         "relay_client": {"wanted": 2},
         "discovery": {"mdns": True},
     },
     "server": {
         "node": {"port": DEFAULT_PORT},
         "relay_server": {"enabled": False},
+        "nat": {"port_mapping": True},
         "relay_client": {"wanted": 2},
         # On a hoster's network the neighbours are strangers.
         "discovery": {"mdns": False},
@@ -38,6 +40,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
     "relay": {
         "node": {"port": DEFAULT_PORT},
         "relay_server": {"enabled": True},
+        # It has a public address; a gateway that forwards to it is its owner's to set up.
+        "nat": {"port_mapping": False},
         # Whoever relays for others can be reached without a relay.
         "relay_client": {"wanted": 0},
         "discovery": {"mdns": False},
