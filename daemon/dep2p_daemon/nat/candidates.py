@@ -103,6 +103,10 @@ class CandidateFilter:
     accepted: dict[Multiaddr, None] = field(default_factory=dict)
     _networks: dict[int, set[object]] = field(default_factory=dict)
 
+    def anew(self) -> CandidateFilter:
+        """Return one with the same rules that has accepted nothing yet."""
+        return CandidateFilter(self.peer_id, self.limits, self.is_public, self.own, self.relays)
+
     def judge(self, addresses: Iterable[Multiaddr]) -> tuple[Candidate, ...]:
         """Return each address, without `/p2p`, with what was decided."""
         return tuple(self._judge(address) for address in addresses)

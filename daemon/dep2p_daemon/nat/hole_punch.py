@@ -248,13 +248,10 @@ class HolePuncher:
 
     def _dial_advertised(self, attempt: Attempt) -> asyncio.Task[None] | None:
         """Start a plain dial of what the peer advertises ("connection reversal")."""
-        addresses = attempt.judge(
-            [
-                address
-                for address in self._swarm.peerstore.addresses(attempt.peer)
-                if self._is_public(address) and not address.is_circuit
-            ]
-        )
+        known = self._swarm.peerstore.addresses(attempt.peer)
+        # Judged apart: where the peer was yesterday must not use up the room of where it is now.
+        judged = attempt.candidates.anew().judge(known)
+        addresses = [one.address for one in judged if one.rejection is None]
         if not addresses or attempt.direct.done() or attempt.ended.is_set():
             return None
         return attempt.spawn(self._dial(attempt, addresses))

@@ -226,6 +226,18 @@ async def test_a_peer_that_does_not_punch_is_dialled_and_left() -> None:
         assert [step.kind for step in trail.steps] == [StepKind.DIRECT_DIAL]
 
 
+@virtual_time
+async def test_where_the_peer_was_yesterday_takes_no_room_from_where_it_is_now() -> None:
+    old = [Multiaddr.for_udp(f"45.{n}.0.1", 4001) for n in range(4)]
+    async with net(dead=(A,)) as made:
+        made.network.dead.update(old)
+        made.b.swarm.peerstore.add_addresses(peer(A), old, ttl=3600.0, source="identify")
+        await made.relayed()
+        trail = await made.b.ended()
+        assert trail.outcome is Outcome.DIRECT
+        assert trail.steps[-1].addresses == (address_of(A),)
+
+
 # What peers can make us do
 
 
