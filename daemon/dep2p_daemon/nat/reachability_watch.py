@@ -45,6 +45,8 @@ _log = structlog.get_logger(__name__)
 
 MAX_AT_ONCE: Final = 4
 """Servers that are asked in one round, each about one address."""
+MAX_SILENT: Final = 1024
+"""Servers of AutoNAT v1 that gave no answer and are not asked again in this run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +83,7 @@ class ReachabilityWatch:
         self._client1 = Autonat1Client(swarm)
         self._votes = Reachability(self._settings.reachability)
         self._told: tuple[AddressReachability, ...] = ()
+        self._silent: set[PeerId] = set()
         self._nudge = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._work: list[asyncio.Task[None]] = []
@@ -190,7 +193,11 @@ class ReachabilityWatch:
         now = self._now()
         servers = [(server, True) for server in self.servers()]
         if not servers:
-            servers = [(server, False) for server in self.servers(AUTONAT1)]
+            servers = [
+                (server, False)
+                for server in self.servers(AUTONAT1)
+                if server.remote_peer not in self._silent
+            ]
         questions: list[tuple[Connection, Multiaddr, bool]] = []
         for address in (one.address for one in self._votes.all(now)):
             servers.sort(key=lambda one: one[0].remote_address.transport == address.transport)
@@ -208,6 +215,10 @@ class ReachabilityWatch:
             outcome, _ = await self.ask(server, address)
         else:
             outcome = await self._client1.ask(server, address)
+            if outcome is Outcome.NOTHING and len(self._silent) < MAX_SILENT:
+                # js-libp2p's server takes the connection that is there for a new one, and closes
+                # it before it has answered: asking again would cost the connection again.
+                self._silent.add(server.remote_peer)
             self._votes.record(address, server.remote_peer, outcome, self._now())
         _log.debug(
             "autonat: vote",

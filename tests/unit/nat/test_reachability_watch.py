@@ -44,6 +44,7 @@ class Node:
         self.asked: list[tuple[int, Multiaddr]] = []
         self.asked_v1: list[int] = []
         self.answer = FAILED
+        self.mute = False
 
     swarm: Swarm
     servers: list[Swarm]
@@ -64,6 +65,9 @@ class Node:
         async def serve_v1(stream: Stream) -> None:
             await read_message(stream, 4096)
             self.asked_v1.append(number)
+            if self.mute:
+                stream.reset()
+                return
             await write_message(stream, v1.encode(v1.DialResponse(v1.Status.OK)))
             await stream.aclose()
 
@@ -129,6 +133,16 @@ async def test_old_servers_are_asked_only_while_there_are_no_others() -> None:
         await asyncio.sleep(2000)
         assert node.asked_v1 == [1]
         assert node.asked[0] == (2, UDP)
+
+
+@virtual_time
+async def test_an_old_server_that_does_not_answer_is_asked_once() -> None:
+    async with watching(1) as node:
+        node.mute = True
+        node.candidates = [UDP, TCP]
+        await node.connect(1, v1.PROTOCOL)
+        await asyncio.sleep(2000)
+        assert node.asked_v1 == [1]
 
 
 @virtual_time
