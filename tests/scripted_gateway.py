@@ -116,7 +116,8 @@ class ScriptedGateway:
         if known is not None and known.nonce != nonce:
             return header(2, self.retry) + data[24:]  # NOT_AUTHORIZED
         port, lifetime = self._map(key, suggested, lifetime, nonce)
-        external = ipaddress.ip_address(self.external)
+        # IPv6 is not translated: what is opened is the firewall.
+        external = ipaddress.ip_address(source if ":" in source else self.external)
         packed = external.packed.rjust(16, b"\0")
         if external.version == 4:
             packed = bytes(10) + b"\xff\xff" + external.packed
@@ -144,7 +145,7 @@ class ScriptedGateway:
             return 0, 0
         if known is None:
             port = suggested
-            if self.first_port:
+            if self.first_port and ":" not in key[0]:
                 port = self.first_port + len(self.mappings)
             known = self.mappings[key] = Mapped(port, 0, nonce)
             self.on_map(key, port)
@@ -198,8 +199,9 @@ async def _main() -> None:
     def on_map(key: Key, port: int) -> None:
         name, inside = _names(key)
         assert _nft(rules.map_port(name, port, inside)) == 0
-        # Refused where the socket has sent already: that mapping stays.
-        _nft(rules.leave_from(name, options.external, port, inside))
+        if ":" not in inside[0]:
+            # Refused where the socket has sent already: that mapping stays.
+            _nft(rules.leave_from(name, options.external, port, inside))
 
     def on_unmap(key: Key, port: int) -> None:
         name, inside = _names(key)

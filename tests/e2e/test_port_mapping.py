@@ -28,8 +28,10 @@ def machine() -> None:
 @contextlib.asynccontextmanager
 async def router(net: LabNet, *flags: str) -> AsyncIterator[str]:
     """Run the scripted gateway in alice's NAT; yields alice's public address."""
-    public = net.lab.public_address("alice")
-    inside = net.lab.address("alice").rpartition(".")[0] + ".1"
+    ipv6 = ":" in net.lab.addresses("alice")[0]
+    host = net.lab.addresses("alice")[0]
+    public = host if ipv6 else net.lab.public_address("alice")
+    inside = f"{host.rpartition('::')[0]}::1" if ipv6 else f"{host.rpartition('.')[0]}.1"
     process = net.lab.popen(
         "nat-a",
         [
@@ -101,3 +103,25 @@ async def test_relayed_becomes_direct_where_no_hole_can_be_punched() -> None:
             assert answer["path"] == "direct", answer["direct_failure"]
             await net.echo(dialler, net.nodes[other].peer_id)
             await net.nodes[dialler].ctl("disconnect", net.nodes[other].peer_id)
+
+
+async def test_pcp_opens_the_firewall_of_ipv6() -> None:
+    async with laboratory("ipv6-firewall", "none") as net:
+        await asyncio.gather(net.start("alice"), net.start("bob"))
+        addresses = [one for one in net.alice.addresses if one.startswith("/ip6/2")]
+        assert len(addresses) == 2
+        for address in addresses:
+            refused = await net.bob.ctl("dial", address, "--timeout", "3s")
+            assert refused.code != 0, "the firewall let a stranger in"
+        await net.alice.stop()
+        async with router(net):
+            await net.alice.start()
+            await net.alice.wait_for_line("port mapped", SECONDS)
+            addresses = [one for one in net.alice.addresses if one.startswith("/ip6/2")]
+            async with asyncio.timeout(SECONDS):
+                while (await net.bob.ctl("dial", addresses[-1])).code != 0:
+                    pass
+            await net.bob.ctl("disconnect", net.alice.peer_id)
+            for address in addresses:
+                await net.echo("bob", address)
+                await net.bob.ctl("disconnect", net.alice.peer_id)
