@@ -7,8 +7,8 @@ aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is 
 - credit is released as the application consumes, not as data arrives;
 - connection ids and reset tokens are ours, so that resets survive a restart;
 - incoming stateless resets end the connection;
-- bulk stream data takes a short way, in batches (`bulk_send.py`, `bulk_receive.py`,
-  `recovery.py`; the setting `fast_path` turns it off);
+- bulk stream data takes a short way, in batches (`send_pass.py`, `bulk_send.py`,
+  `bulk_receive.py`, `recovery.py`; the setting `fast_path` turns it off);
 - keys are updated in time, and the AEADs' limits are kept (`one_rtt_keys.py`);
 - pacing suits asyncio's timers, and a send pass is bounded;
 - an acknowledgement can go out at the end of a batch instead of a millisecond later;
@@ -20,30 +20,27 @@ aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aioquic import tls
-from aioquic._buffer import Buffer
 from aioquic.quic.connection import QuicConnection as StockConnection
 from aioquic.quic.connection import QuicConnectionId, QuicConnectionState
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
-    QuicPacketType,
-    pull_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from typing_extensions import override
 
 from dep2p_daemon.quic.bulk_receive import receive_bulk
-from dep2p_daemon.quic.bulk_send import send_bulk
-from dep2p_daemon.quic.congestion import UsedWindowCubic
+from dep2p_daemon.quic.mtu_probe import build_mtu_probe
 from dep2p_daemon.quic.one_rtt_keys import OneRttKeys
 from dep2p_daemon.quic.pacer import BurstPacer
+from dep2p_daemon.quic.packet_counters import PacketCounters
 from dep2p_daemon.quic.path_mtu import BASE_SIZE, PathMtu
 from dep2p_daemon.quic.recovery import BulkRecovery
+from dep2p_daemon.quic.send_pass import send_pass
 
 if TYPE_CHECKING:
     from aioquic.quic.configuration import QuicConfiguration
@@ -56,8 +53,6 @@ if TYPE_CHECKING:
 
 MAX_STOCK_DATAGRAM: Final = 16_000
 """Largest datagram that aioquic may build: it writes the length of a STREAM frame in two bytes."""
-MAX_UDP_PAYLOAD: Final = 65_527
-"""What a peer takes that does not tell (RFC 9000 section 18.2)."""
 BLACK_HOLE_TIMEOUTS: Final = 2
 """Probe timeouts in a row after which large datagrams are suspected."""
 
@@ -66,16 +61,6 @@ _ENDED: Final = frozenset({QuicConnectionState.DRAINING, QuicConnectionState.TER
 # What it says about a connection reaches our log as that connection's close reason; its own
 # lines would let a peer fill the log.
 logging.getLogger("quic").setLevel(logging.CRITICAL)
-
-
-@dataclass(slots=True)
-class PacketCounters:
-    """Packets of one connection by the way they took."""
-
-    sent_fast: int = 0
-    sent_stock: int = 0
-    received_fast: int = 0
-    received_stock: int = 0
 
 
 class AioquicConnection(StockConnection):
@@ -97,7 +82,6 @@ class AioquicConnection(StockConnection):
         self.counters = PacketCounters()
         self.one_rtt_keys = OneRttKeys()
         self._fast_path = fast_path
-        self._previous_keys_until: float | None = None
         self._connection_ids = connection_ids
         self._mtu = PathMtu(max_datagram_size)
         configuration.max_data = connection_window
@@ -261,82 +245,19 @@ class AioquicConnection(StockConnection):
         self._burst_pacer.begin_pass()
         if self._handshake_confirmed:
             self._look_after_keys(now)
-        transmit = self._transmit_bulk if self._may_send_bulk() else self._transmit_stock
-        datagrams = transmit(now)
+        if self._fast_path and self._handshake_confirmed:
+            datagrams = send_pass(self, now)
+        else:
+            datagrams = self.transmit_stock(now)
         if self._mtu.wants_probe and self._handshake_confirmed:
             datagrams += self._mtu_probe(now)
         return datagrams
 
-    def _transmit_stock(self, now: float) -> list[tuple[bytes, Any]]:
+    def transmit_stock(self, now: float) -> list[tuple[bytes, Any]]:
+        """Build what aioquic would send now; for `transmit`."""
         datagrams = self.datagrams_to_send(now)
         self.counters.sent_stock += len(datagrams)
         return datagrams
-
-    def _may_send_bulk(self) -> bool:
-        return (
-            self._fast_path
-            and self._handshake_confirmed
-            and self._state is QuicConnectionState.CONNECTED
-            and not self._close_pending
-            and not self._probe_pending
-            and self._network_paths[0].is_validated
-        )
-
-    def _transmit_bulk(self, now: float) -> list[tuple[bytes, Any]]:
-        """Send stream data the short way, and what else there is the long way."""
-        datagrams: list[tuple[bytes, Any]] = []
-        self._pacing_at = None
-        if self._has_control_frames(now):
-            # In one packet, which stream data fills up; were there more, the next pass has it.
-            self._streams_queue.sort(
-                key=lambda stream: not (stream.receiver.stop_pending or stream.sender.reset_pending)
-            )
-            self._burst_pacer.begin_pass(1)
-            datagrams = self._transmit_stock(now)
-            self._burst_pacer.begin_pass(self._burst_pacer.pass_packets - 1)
-        bulk, is_held = send_bulk(self, now)
-        self.counters.sent_fast += len(bulk)
-        address = self._network_paths[0].addr
-        datagrams += [(datagram, address) for datagram in bulk]
-        if is_held:
-            self._pacing_at = self._burst_pacer.next_send_time(now)
-        elif self._pacing_at is not None or self._has_stream_frames():
-            # What is no full packet, and control frames that did not fit the first.
-            datagrams += self._transmit_stock(now)
-        return datagrams
-
-    def _has_control_frames(self, now: float) -> bool:
-        """Whether anything but stream data is to be sent. Frames of streams count as well."""
-        space = self._spaces[tls.Epoch.ONE_RTT]
-        crypto = self._crypto_streams[tls.Epoch.ONE_RTT]
-        data, streams = self._local_max_data, self._local_max_streams_bidi
-        return (
-            (space.ack_at is not None and space.ack_at <= now)
-            or data.sent != data.value
-            or streams.sent != streams.value
-            or bool(self._ping_pending)
-            or bool(self._datagrams_pending)
-            or self._handshake_done_pending
-            or self._streams_blocked_pending
-            or bool(self._retire_connection_ids)
-            or bool(self._network_paths[0].remote_challenges)
-            or len(self._network_paths) > 1
-            or len(crypto.sender._pending) > 0
-            or not all(ours.was_sent for ours in self._host_cids)
-            or any(
-                stream.max_stream_data_local_sent != stream.max_stream_data_local
-                or stream.receiver.stop_pending
-                or stream.sender.reset_pending
-                or stream.is_finished
-                for stream in self._streams_queue
-            )
-        )
-
-    def _has_stream_frames(self) -> bool:
-        return any(
-            not (stream.sender.buffer_is_empty or stream.is_blocked)
-            for stream in self._streams_queue
-        )
 
     def _look_after_keys(self, now: float) -> None:
         """Update the keys in time, forget old ones, stop where an AEAD's limit is reached."""
@@ -345,12 +266,7 @@ class AioquicConnection(StockConnection):
             self.request_key_update()
         if keys.limit_reached:
             self._end_at_aead_limit()
-        if keys.previous is None:
-            self._previous_keys_until = None
-        elif self._previous_keys_until is None:
-            self._previous_keys_until = now + 3 * self._loss.get_probe_timeout()
-        elif now >= self._previous_keys_until and keys.first_opened is not None:
-            keys.previous = self._previous_keys_until = None
+        keys.expire_previous(now, 3 * self._loss.get_probe_timeout())
 
     def _end_at_aead_limit(self) -> None:
         self.close(
@@ -369,41 +285,22 @@ class AioquicConnection(StockConnection):
             self._mtu.restart()
             self._use_datagram_size(BASE_SIZE)
 
-    def _mtu_probe(self, now: float) -> list[tuple[bytes, Any]]:
-        path = self._network_paths[0]
-        if not path.is_validated or self._state is not QuicConnectionState.CONNECTED:
-            return []
-        self._mtu.limit(self._peer_max_datagram())
-        if not self._mtu.wants_probe:
-            return []
-        size = self._mtu.next_probe()
-        builder = QuicPacketBuilder(
-            host_cid=self.host_cid,
-            is_client=self._is_client,
-            max_datagram_size=size,
-            packet_number=self._packet_number,
-            peer_cid=self._peer_cid.cid,
-            version=self._version or 0,
-        )
-        self._recovery.mtu_probes |= {self._packet_number}
-        builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[tls.Epoch.ONE_RTT])
-        builder.start_frame(
-            QuicFrameType.PING,
-            handler=self._on_mtu_probe_delivery,
-            handler_args=(self._packet_number, size),
-        )
-        padding = builder.start_frame(QuicFrameType.PADDING)
-        padding.push_bytes(bytes(builder.remaining_buffer_space))
-        return self._flush_builder(
-            builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now
-        )
+    def begin_path(self) -> None:
+        """Begin as on a new path, whose width nobody knows (RFC 9000 section 9.4)."""
+        self._mtu.restart()
+        self._use_datagram_size(BASE_SIZE)
+        self._recovery.control.reset()
 
-    def _peer_max_datagram(self) -> int:
-        for kind, value in self.tls.received_extensions or ():
-            if kind == tls.ExtensionType.QUIC_TRANSPORT_PARAMETERS:
-                parameters = pull_quic_transport_parameters(Buffer(data=value))
-                return parameters.max_udp_payload_size or MAX_UDP_PAYLOAD
-        return MAX_UDP_PAYLOAD
+    def _mtu_probe(self, now: float) -> list[tuple[bytes, Any]]:
+        builder = build_mtu_probe(self, self._mtu, self._on_mtu_probe_delivery)
+        if builder is None:
+            return []
+        return self._flush_builder(
+            builder=builder,
+            network_path=self._network_paths[0],
+            peer_cid=self._peer_cid.cid,
+            now=now,
+        )
 
     def _on_mtu_probe_delivery(
         self, delivery: QuicDeliveryState, packet_number: int, size: int
@@ -417,8 +314,7 @@ class AioquicConnection(StockConnection):
     def _use_datagram_size(self, size: int) -> None:
         self._max_datagram_size = min(size, MAX_STOCK_DATAGRAM)
         self._burst_pacer.set_max_datagram_size(size)
-        if isinstance(self._loss._cc, UsedWindowCubic):
-            self._loss._cc.set_max_datagram_size(size)
+        self._recovery.control.set_max_datagram_size(size)
 
     # Streams
 

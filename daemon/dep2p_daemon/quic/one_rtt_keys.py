@@ -62,6 +62,7 @@ class OneRttKeys(CryptoPair):
         """Packets that failed to authenticate."""
         self.previous: CryptoContext | None = None
         """What opens packets of the previous key phase."""
+        self._expires_at: float | None = None
         self._next: CryptoContext | None = None
 
     @property
@@ -87,6 +88,18 @@ class OneRttKeys(CryptoPair):
         """Do an update that was asked for; the next packet is sealed with the new keys."""
         if self._update_key_requested:
             self._update_key("local_update")
+
+    def expire_previous(self, now: float, lifetime: float) -> None:
+        """Forget the previous phase's keys when they are old and the peer has followed.
+
+        Their `lifetime` in seconds begins with the first call after an update.
+        """
+        if self.previous is None:
+            return
+        if self._expires_at is None:
+            self._expires_at = now + lifetime
+        elif now >= self._expires_at and self.first_opened is not None:
+            self.previous = self._expires_at = None
 
     def count_sealed(self, packet_number: int, count: int) -> None:
         """Count packets sealed from `packet_number` on."""
@@ -142,7 +155,7 @@ class OneRttKeys(CryptoPair):
         previous = CryptoContext(key_phase=self.recv.key_phase)
         previous.aead = self.recv.aead
         super()._update_key(trigger)
-        self.previous = previous
+        self.previous, self._expires_at = previous, None
         self._next = None
         self.sealed = 0
         self.first_sealed = self.first_opened = None

@@ -67,6 +67,12 @@ class BulkRecovery(QuicPacketRecovery):
     mtu_probes: frozenset[int] = frozenset()
     """Numbers of packets whose loss says nothing of congestion (RFC 8899 section 3)."""
 
+    @property
+    def control(self) -> UsedWindowCubic:
+        """The congestion control."""
+        assert isinstance(self._cc, UsedWindowCubic)
+        return self._cc
+
     def on_bulk_sent(self, packets: list[BulkPacket], size: int, space: QuicPacketSpace) -> None:
         """Note packets of `size` bytes together, sent now."""
         space.sent_packets.update((packet.packet_number, packet) for packet in packets)
@@ -135,7 +141,6 @@ class BulkRecovery(QuicPacketRecovery):
             stop, fin = packet.stop, packet.fin
         sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, fin)
         space.ack_eliciting_in_flight -= len(packets)
-        assert isinstance(self._cc, UsedWindowCubic)
-        self._cc.on_run_acked(
+        self.control.on_run_acked(
             now=now, count=len(packets), size=size, sent_time=packets[-1].sent_time or 0.0
         )

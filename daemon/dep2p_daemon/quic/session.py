@@ -381,6 +381,8 @@ class Session:
             _log.debug(
                 "peer moved", connection=connection.id, before=self.address[0], now=address[0]
             )
+            if address[0] != self.address[0]:
+                self.quic.begin_path()
             self.address = address
             connection.remote_address = Multiaddr.for_udp(address[0], address[1])
 

@@ -20,6 +20,7 @@ from dep2p_daemon.quic.congestion import UsedWindowCubic
 from dep2p_daemon.quic.one_rtt_keys import MAX_SEALED, UPDATE_AFTER
 from dep2p_daemon.quic.pacer import PASS_PACKETS
 from dep2p_daemon.quic.recovery import BulkPacket
+from dep2p_daemon.quic.send_pass import has_control_frames
 from dep2p_daemon.quic.settings import KIB, MIB, QuicSettings
 
 MakeNode = Callable[..., Any]
@@ -188,12 +189,12 @@ def bulk_connection(**settings: Any) -> Any:
 def test_nothing_else_waits_for_bulk(name: str, ask: Callable[[Any], object]) -> None:
     connection = bulk_connection()
     connection.transmit(1.0, acknowledge=True)
-    assert not connection._has_control_frames(1.0)
+    assert not has_control_frames(connection, 1.0)
     ask(connection)
-    assert connection._has_control_frames(1.0), name
+    assert has_control_frames(connection, 1.0), name
     before = connection.counters.sent_fast
     connection.transmit(1.1, acknowledge=True)
-    assert not connection._has_control_frames(1.1), name
+    assert not has_control_frames(connection, 1.1), name
     assert connection.counters.sent_fast - before == PASS_PACKETS - 1
 
 

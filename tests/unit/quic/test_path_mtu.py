@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dep2p_daemon.quic.aioquic_connection import AioquicConnection
+from dep2p_daemon.quic.mtu_probe import peer_max_datagram
 from dep2p_daemon.quic.path_mtu import BASE_SIZE, PROBES, PathMtu
 from dep2p_daemon.quic.settings import KIB, QuicSettings
 
@@ -109,8 +109,44 @@ async def test_the_peer_says_what_it_takes(wire: Any, make_node: Callable[..., A
     server, client = make_node(settings).listen(), make_node(settings)
     dial = client.dial(server)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AioquicConnection, "_peer_max_datagram", lambda _self: 1380)
+        patch.setattr("dep2p_daemon.quic.mtu_probe.peer_max_datagram", lambda _: 1380)
         wire.advance(5)
     assert dial.connection._session.quic.max_datagram_size == 1380
     assert server.accepted[0]._session.quic.max_datagram_size == 1380
-    assert dial.connection._session.quic._peer_max_datagram() == 65_527
+    assert peer_max_datagram(dial.connection._session.quic) == 65_527
+
+
+async def test_after_a_move_everything_is_found_out_anew(
+    wire: Any, make_node: Callable[..., Any]
+) -> None:
+    server, client = make_node(QuicSettings(max_datagram_size=9000)).listen(), make_node()
+    dial = client.dial(server)
+    wire.advance(5)
+    quic = server.accepted[0]._session.quic
+    assert quic.max_datagram_size == 9000
+    quic._loss._cc.congestion_window = quic._loss._cc.ssthresh = 10 << 20
+    wire.keep = lambda _to, datagram: len(datagram) <= 1500
+    client.move(("198.51.100.7", 61_000))
+    stream = await dial.connection.open_stream()
+    await stream.write(b"x")
+    wire.advance(5)
+    assert server.accepted[0].remote_address.host == "198.51.100.7"
+    assert quic.max_datagram_size == 1452
+    assert quic._loss._cc.ssthresh is None
+    assert quic.rtt is not None
+    assert quic._loss._cc.congestion_window < 1 << 20
+
+
+async def test_a_change_of_port_alone_is_no_new_path(
+    wire: Any, make_node: Callable[..., Any]
+) -> None:
+    server, client = make_node(QuicSettings(max_datagram_size=9000)).listen(), make_node()
+    dial = client.dial(server)
+    wire.advance(5)
+    client.move((client.address[0], 61_000))
+    wire.keep = lambda _to, datagram: len(datagram) <= 1500
+    stream = await dial.connection.open_stream()
+    await stream.write(b"x")
+    wire.advance(1)
+    assert server.accepted[0].remote_address.port == 61_000
+    assert server.accepted[0]._session.quic.max_datagram_size == 9000
