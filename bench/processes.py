@@ -30,6 +30,7 @@ rate = 0
 [limits]
 max_connections = 4000
 max_inbound_connections = 4000
+max_inbound_connections_per_ip = 4000
 """
 
 

@@ -284,6 +284,7 @@ def swarm_settings(limits: LimitsSection) -> SwarmSettings:
     return SwarmSettings(
         max_connections=limits.max_connections,
         max_inbound_connections=limits.max_inbound_connections,
+        max_inbound_connections_per_ip=limits.max_inbound_connections_per_ip,
         max_connections_per_peer=limits.max_connections_per_peer,
         max_inbound_streams=limits.max_inbound_streams,
         max_inbound_streams_per_connection=limits.max_inbound_streams_per_connection,

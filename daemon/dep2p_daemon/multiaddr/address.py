@@ -34,6 +34,9 @@ MAX_TEXT_CHARS: Final = 2 * MAX_BYTES
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 TransportName: TypeAlias = Literal["quic-v1", "tcp", "circuit"]
 
+IPV6_SITE_BITS: Final = 64
+"""One subscriber has a /64, and as many addresses in it as it likes."""
+
 _IPS: Final = frozenset({"ip4", "ip6"})
 _DNS: Final = frozenset({"dns", "dns4", "dns6", "dnsaddr"})
 _HOSTS: Final = _IPS | _DNS
@@ -282,6 +285,14 @@ class Multiaddr:
         """The host when it is an IP address; of a circuit, the relay's."""
         host = self.host
         return None if host is None or self.is_dns else ipaddress.ip_address(host)
+
+    @property
+    def site(self) -> str | None:
+        """What one subscriber is likely to have: the IPv4 address, or the IPv6 /64."""
+        ip = self._plain_ip
+        if isinstance(ip, ipaddress.IPv6Address):
+            return str(ipaddress.IPv6Network((ip, IPV6_SITE_BITS), strict=False))
+        return None if ip is None else str(ip)
 
     @property
     def is_loopback(self) -> bool:

@@ -158,6 +158,11 @@ class LimitsSection(Section):
     max_inbound_connections: int = Field(
         default=3584, ge=0, description="Connections open at once that peers made."
     )
+    max_inbound_connections_per_ip: int = Field(
+        default=512,
+        ge=1,
+        description="The same from one IPv4 address or IPv6 /64, circuits not counted.",
+    )
     max_connections_per_peer: int = Field(
         default=8, ge=1, description="Connections open at once with one peer."
     )

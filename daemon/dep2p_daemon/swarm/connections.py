@@ -9,6 +9,7 @@ client, who alone knows whether a second connection was asked for, closes it.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ class Entry:
     """Somebody asked for this very connection; it is not ended as a twin."""
     supplanted: bool = False
     """A twin has taken its place."""
+    site: str | None = None
+    """What an inbound direct connection is counted under, wherever its peer moves."""
     remote_protocols: frozenset[str] = field(default_factory=frozenset)
     """What identify listed on this connection; empty before."""
 
@@ -72,13 +75,19 @@ class ConnectionTable:
         self._by_id: dict[str, Entry] = {}
         self._by_peer: dict[PeerId, list[Entry]] = {}
         self._inbound = 0
+        self._inbound_by_site: Counter[str] = Counter()
         self._count = 0
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def check_room(self, peer: PeerId, direction: Direction) -> None:
-        """Raise ResourceLimitError, naming the limit, when one more would be too many."""
+    def check_room(self, peer: PeerId, inbound: Connection | None = None) -> None:
+        """Raise ResourceLimitError, naming the limit, when one more would be too many.
+
+        Args:
+            peer: whom the connection is with.
+            inbound: the connection, when the peer made it.
+        """
         settings = self._settings
         limits = [
             ("max_connections", len(self._by_id), settings.max_connections),
@@ -88,10 +97,15 @@ class ConnectionTable:
                 settings.max_connections_per_peer,
             ),
         ]
-        if direction is Direction.INBOUND:
+        if inbound is not None:
             limits.append(
                 ("max_inbound_connections", self._inbound, settings.max_inbound_connections)
             )
+            if (site := _site(inbound)) is not None:
+                name = "max_inbound_connections_per_ip"
+                limits.append(
+                    (name, self._inbound_by_site[site], settings.max_inbound_connections_per_ip)
+                )
         for name, used, allowed in limits:
             if used >= allowed:
                 raise ResourceLimitError(
@@ -111,6 +125,9 @@ class ConnectionTable:
         siblings.append(entry)
         self._by_id[connection.id] = entry
         self._inbound += connection.direction is Direction.INBOUND
+        if (site := _site(connection)) is not None:
+            self._inbound_by_site[site] += 1
+            entry.site = site
         for loser in lost:
             loser.supplanted = True
         return [
@@ -129,6 +146,10 @@ class ConnectionTable:
         if not siblings:
             del self._by_peer[connection.remote_peer]
         self._inbound -= connection.direction is Direction.INBOUND
+        if entry.site is not None:
+            self._inbound_by_site[entry.site] -= 1
+            if not self._inbound_by_site[entry.site]:
+                del self._inbound_by_site[entry.site]
         return True
 
     def get(self, connection: Connection) -> Entry | None:
@@ -163,3 +184,9 @@ class ConnectionTable:
         ):
             return None
         return max(one, other, key=lambda entry: entry.client)
+
+
+def _site(connection: Connection) -> str | None:
+    if connection.direction is Direction.OUTBOUND or connection.relayed:
+        return None
+    return connection.remote_address.site

@@ -44,6 +44,8 @@ class SwarmSettings:
     """Connections in total; ours: what 500 MB of memory hold."""
     max_inbound_connections: int = 3584
     """Inbound connections in total; the rest stays free for our own dials."""
+    max_inbound_connections_per_ip: int = 512
+    """Inbound direct connections from one IPv4 address or IPv6 /64: identities cost nothing."""
     max_connections_per_peer: int = 8
     """Connections with one peer, both directions together."""
     max_inbound_streams: int = 8192

@@ -311,7 +311,7 @@ class Swarm:
         existing = None if force_new else self._table.best(peer, policy)
         if existing is not None:
             return existing
-        self._table.check_room(peer, Direction.OUTBOUND)
+        self._table.check_room(peer)
         connection = await self._dialer.dial(
             peer, addresses, policy=policy, force_new=force_new, timeout=timeout
         )
@@ -345,7 +345,8 @@ class Swarm:
         """
         peer = connection.remote_peer
         try:
-            self._table.check_room(peer, connection.direction)
+            inbound = connection if connection.direction is Direction.INBOUND else None
+            self._table.check_room(peer, inbound)
         except ResourceLimitError as error:
             self._refuse(connection, CloseCode.RESOURCE_LIMIT_EXCEEDED, error.metadata["limit"])
             raise

@@ -238,6 +238,10 @@ async def test_a_slow_stream_does_not_hold_up_others(make_node: MakeNode) -> Non
     writing.cancel()
 
 
+async def filled(stream: Any, window: int) -> None:
+    await until(lambda: stream.unread_bytes == window)
+
+
 async def test_many_stalled_streams_do_not_hold_up_others(make_node: MakeNode) -> None:
     ours, theirs = await pair(make_node)
     window = QuicSettings().initial_stream_window
@@ -246,7 +250,7 @@ async def test_many_stalled_streams_do_not_hold_up_others(make_node: MakeNode) -
         stuck = await ours.open_stream()
         writing.append(asyncio.create_task(stuck.write(bytes(2 * window))))
         slow = await theirs.accept_stream()
-        await until(lambda slow=slow: slow.unread_bytes == window)
+        await filled(slow, window)
     brisk = await ours.open_stream()
     await brisk.write(b"hello")
     assert await (await theirs.accept_stream()).read() == b"hello"

@@ -15,6 +15,7 @@ def test_limits_reach_swarm_and_transports() -> None:
     limits = LimitsSection(
         max_connections=1,
         max_inbound_connections=2,
+        max_inbound_connections_per_ip=9,
         max_connections_per_peer=3,
         max_inbound_streams=4,
         max_inbound_streams_per_connection=5,

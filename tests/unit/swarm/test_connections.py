@@ -78,6 +78,7 @@ def test_a_closed_connection_is_never_the_best() -> None:
         ("max_connections", SwarmSettings(max_connections=2), False),
         ("max_connections_per_peer", SwarmSettings(max_connections_per_peer=2), False),
         ("max_inbound_connections", SwarmSettings(max_inbound_connections=2), True),
+        ("max_inbound_connections_per_ip", SwarmSettings(max_inbound_connections_per_ip=2), True),
     ],
 )
 def test_each_cap_is_named_and_opens_again(
@@ -86,20 +87,34 @@ def test_each_cap_is_named_and_opens_again(
     table = ConnectionTable(settings)
     made = [connection(direction=IN if inbound else OUT) for _ in range(2)]
     for one in made:
-        table.check_room(LARGE.peer_id, one.direction)
+        table.check_room(LARGE.peer_id, one if inbound else None)
         table.add(one)
     with pytest.raises(ResourceLimitError) as caught:
-        table.check_room(LARGE.peer_id, made[0].direction)
+        table.check_room(LARGE.peer_id, made[0] if inbound else None)
     assert caught.value.metadata["limit"] == limit
     assert table.remove(made[0])
     assert not table.remove(made[0])
-    table.check_room(LARGE.peer_id, made[0].direction)
+    table.check_room(LARGE.peer_id, made[0] if inbound else None)
 
 
 def test_the_inbound_cap_leaves_room_to_dial() -> None:
     table = ConnectionTable(SwarmSettings(max_inbound_connections=1))
     table.add(connection(direction=IN))
-    table.check_room(SMALL.peer_id, OUT)
+    table.check_room(SMALL.peer_id)
+
+
+def test_the_cap_per_ip_counts_neither_dials_nor_circuits_nor_other_addresses() -> None:
+    table = ConnectionTable(SwarmSettings(max_inbound_connections_per_ip=1))
+    table.add(connection(direction=OUT))
+    table.add(connection(direction=IN, relayed=True))
+    first = connection(direction=IN)
+    table.check_room(LARGE.peer_id, first)
+    table.add(first)
+    elsewhere = connection(direction=IN)
+    elsewhere.remote_address = Multiaddr.parse("/ip4/198.51.100.7/tcp/1")
+    table.check_room(LARGE.peer_id, elsewhere)
+    with pytest.raises(ResourceLimitError):
+        table.check_room(LARGE.peer_id, connection(direction=IN))
 
 
 def test_of_twins_the_one_whose_client_has_the_smaller_id_survives() -> None:
