@@ -50,6 +50,8 @@ _log = structlog.get_logger(__name__)
 
 UDP: Final = "quic-v1"
 TCP: Final = "tcp"
+AT_ONCE: Final = 2
+"""Questions to one AutoNAT server; more are refused by go-libp2p's and ours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +80,7 @@ class Netcheck:
         *,
         relays: Callable[[], Sequence[RelayStatus]],
         reachability: ReachabilityWatch | None,
+        port_mapping: Callable[[], str] = lambda: "",
         settings: NetcheckSettings | None = None,
         is_public: Callable[[Multiaddr], bool] = is_public,
     ) -> None:
@@ -87,6 +90,7 @@ class Netcheck:
         self._dial = dial
         self._relays = relays
         self._reachability = reachability
+        self._port_mapping = port_mapping
         self._settings = settings or NetcheckSettings()
         self._is_public = is_public
         self._turn = asyncio.Lock()
@@ -127,7 +131,7 @@ class Netcheck:
         udp_mapping = mapping(_of_main_family(udp_seen), own_ips)
         tcp_mapping = mapping(_of_main_family(tcp_seen), own_ips)
         yield "asking peers to dial back"
-        await self._ask_dial_backs(seen)
+        outcomes = await self._ask_dial_backs(seen)
         yield "dialling this node's own outer address"
         hairpin = await self._check_hairpin(udp_mapping, udp_seen)
         watch = self._reachability
@@ -135,14 +139,15 @@ class Netcheck:
             udp=TransportCheck(
                 targets=_of(dialled, UDP),
                 mapping=udp_mapping,
-                filtering=self._filtering(UDP),
+                filtering=_filtering(outcomes, UDP),
             ),
             tcp=TransportCheck(
                 targets=_of(dialled, TCP),
                 mapping=tcp_mapping,
-                filtering=self._filtering(TCP),
+                filtering=_filtering(outcomes, TCP),
             ),
             hairpin=hairpin,
+            port_mapping=self._port_mapping(),
             ipv6=Ipv6Check(
                 address=_has_ipv6(),
                 works=_ipv6_works(dialled),
@@ -300,34 +305,37 @@ class Netcheck:
 
     # ----------------------------------------------------------------- who gets in
 
-    async def _ask_dial_backs(self, seen: Sequence[Seen]) -> None:
+    async def _ask_dial_backs(self, seen: Sequence[Seen]) -> list[tuple[Multiaddr, Outcome]]:
         """Have AutoNAT servers dial what they or others see, or what our interfaces have."""
         watch = self._reachability
         if watch is None:
-            return
+            return []
         watch.look_again()
-        asked = []
+        judged = [one.address for one in watch.addresses]
+        addresses = tuple(dict.fromkeys([*(one.observed for one in seen), *judged]))
+        # The mapping towards the server that is asked is the best that it can be asked about.
+        own = {(one.observer, one.observed) for one in seen}
+        asked: list[tuple[Connection, Multiaddr]] = []
         for transport in (UDP, TCP):
-            addresses = [
-                one.address for one in watch.addresses if one.address.transport == transport
+            pairs = [
+                (server, address)
+                for server in watch.servers()
+                for address in addresses
+                if address.transport == transport
             ]
-            pairs = [(server, address) for server in watch.servers() for address in addresses]
-            # The mapping towards the server that is asked is the best that it can be asked about.
-            own = {(one.observer, one.observed) for one in seen}
             pairs.sort(key=lambda pair: (pair[0].remote_address, pair[1]) not in own)
             asked += pairs[: self._settings.max_dial_backs]
-        await asyncio.gather(*(watch.ask(server, address) for server, address in asked))
+        turns = {server.id: asyncio.Semaphore(AT_ONCE) for server, _ in asked}
 
-    def _filtering(self, transport: str) -> Filtering:
-        watch = self._reachability
-        if watch is None:
-            return Filtering.UNKNOWN
-        outcomes: dict[int, list[Outcome]] = {4: [], 6: []}
-        for one in watch.addresses:
-            ip = one.address.ip
-            if one.address.transport == transport and ip is not None:
-                outcomes[ip.version] += watch.outcomes(one.address)
-        return filtering(outcomes[4] or outcomes[6])
+        async def ask(server: Connection, address: Multiaddr) -> tuple[Multiaddr, Outcome]:
+            async with turns[server.id]:
+                outcome, _ = await watch.ask(server, address)
+            return address, outcome
+
+        told = await asyncio.gather(*(ask(server, address) for server, address in asked))
+        # What was found out before counts too: a server may have had enough of our questions.
+        before = [(one, outcome) for one in judged for outcome in watch.outcomes(one)]
+        return [*told, *before]
 
     async def _check_hairpin(self, behaviour: Mapping, seen: Sequence[Seen]) -> bool | None:
         if behaviour in (Mapping.NONE, Mapping.UNKNOWN):
@@ -352,6 +360,15 @@ def _has_ipv6() -> bool:
 
 def _ipv4(seen: Iterable[Seen]) -> Iterator[Seen]:
     return (one for one in seen if one.observed.ip is not None and one.observed.ip.version == 4)
+
+
+def _filtering(outcomes: Iterable[tuple[Multiaddr, Outcome]], transport: str) -> Filtering:
+    """Of IPv4, where the NATs are; where nobody tells of that, of IPv6."""
+    by_version: dict[int, list[Outcome]] = {4: [], 6: []}
+    for address, outcome in outcomes:
+        if address.transport == transport and address.ip is not None:
+            by_version[address.ip.version].append(outcome)
+    return filtering(by_version[4] or by_version[6])
 
 
 def _of_main_family(seen: Sequence[Seen]) -> Sequence[Seen]:
