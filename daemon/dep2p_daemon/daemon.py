@@ -175,6 +175,7 @@ class Daemon:
             SocketDial(),
             relays=lambda: self.relay_client.relays,
             reachability=self.reachability,
+            port_mapping=lambda: "" if self.port_mapper is None else self.port_mapper.protocol,
         )
         self.relay_server = None
         if config.relay_server.enabled:

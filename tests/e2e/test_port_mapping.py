@@ -77,6 +77,8 @@ async def test_a_stranger_dials_a_mapped_port_and_the_end_of_the_node_closes_it(
     async with laboratory("port-restricted", "symmetric") as net, router(net, *flags) as public:
         await asyncio.gather(net.start("alice"), net.start("bob"))
         await mapped(net)
+        protocol = "nat-pmp" if flags else "pcp"
+        assert (await net.alice.ctl_json("netcheck"))["port_mapping"] == protocol
         told = (await net.alice.ctl_json("id"))["addresses"]
         for address in (f"/ip4/{public}/udp/40000/quic-v1", f"/ip4/{public}/tcp/40001"):
             full = f"{address}/p2p/{net.alice.peer_id}"

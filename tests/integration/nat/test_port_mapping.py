@@ -93,6 +93,7 @@ async def test_own_addresses_are_those_outside_and_the_mappings_end_with_the_nod
             await until(lambda: set(made.external_addresses) == OUTSIDE)
             assert set(swarm.own_addresses) >= OUTSIDE
             assert status(made).protocol is protocol
+            assert made.protocol == {Protocol.PCP: "pcp", Protocol.NAT_PMP: "nat-pmp"}[protocol]
             assert status(made).gateway == GATEWAY.address
             assert status(made).error == ""
             while True:
@@ -172,6 +173,7 @@ async def test_a_closed_port_at_the_gateway_says_no_at_once() -> None:
     gateway = router()
     async with mapper(Way(port)) as (made, swarm, _):
         await until(lambda: status(made).error == "GATEWAY_SILENT")
+        assert made.protocol == "none"
         assert "does not answer" in status(made).detail
         assert made.external_addresses == ()
         async with serve(gateway, LOCAL, port):  # port mapping is turned on there

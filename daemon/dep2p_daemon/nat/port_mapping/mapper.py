@@ -109,6 +109,15 @@ class PortMapper:
         return tuple(self._status(version) for version in VERSIONS)
 
     @property
+    def protocol(self) -> str:
+        """For netcheck: "pcp" or "nat-pmp", "none" when nothing is mapped, "" while it is tried."""
+        status = self.status
+        used = [one.protocol for one in status if one.protocol is not None]
+        if used:
+            return used[0].value.lower().replace("_", "-")
+        return "none" if all(one.error for one in status) else ""
+
+    @property
     def external_addresses(self) -> tuple[Multiaddr, ...]:
         """Where our ports are outside, if that is the Internet."""
         return tuple(
