@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+DEFECT_PAUSE: Final = 60.0
+"""Seconds a keeper rests after a defect in it; ours: a log line a minute is enough."""
+
 _MAX_ADDRESSES: Final = 4
 """Addresses remembered for one relay; the ones given last."""
 
@@ -284,24 +287,33 @@ class RelayClient:
         self._tell(relay)
 
     async def _keep(self, relay: KeptRelay) -> None:
-        """The keeper's task: attempt, wait, and so on until it is cancelled."""
-        keeper = relay.keeper
+        """The keeper's task: step after step until it is cancelled."""
         while True:
-            if keeper.next_try_at is None:
-                await self._attempt(relay)
-                continue
-            if not self._lost(relay):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(keeper.deadline()):
-                        await relay.nudge.wait()
-            if self._lost(relay):
-                keeper.lost(self._now(relay))
+            try:
+                await self._step(relay)
+            except Exception:
+                # A defect of this relay's keeper is not to end the others', nor the daemon.
+                log.exception("relay keeper failed", relay=str(relay.peer))
+                await asyncio.sleep(DEFECT_PAUSE)
+
+    async def _step(self, relay: KeptRelay) -> None:
+        """Attempt, or wait for what comes next."""
+        keeper = relay.keeper
+        if keeper.next_try_at is None:
+            await self._attempt(relay)
+            return
+        if not self._lost(relay):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(keeper.deadline()):
+                    await relay.nudge.wait()
+        if self._lost(relay):
+            keeper.lost(self._now(relay))
+            self._tell(relay)
+            self._wake_others()
+        else:
+            keeper.due(self._now(relay))
+            if keeper.state is RelayState.CONNECTING:
                 self._tell(relay)
-                self._wake_others()
-            else:
-                keeper.due(self._now(relay))
-                if keeper.state is RelayState.CONNECTING:
-                    self._tell(relay)
 
     def _now(self, relay: KeptRelay) -> float:
         """Return the loop's time for the keeper, and note what it is in Unix time."""

@@ -20,6 +20,7 @@ from dep2p_daemon.circuit.events import (
     ReservationChange,
     ReservationChanged,
 )
+from dep2p_daemon.circuit.keeper import Keeper
 from dep2p_daemon.circuit.messages import (
     HOP_PROTOCOL,
     HopStatus,
@@ -533,6 +534,25 @@ async def test_an_ok_without_a_reservation_is_none() -> None:
 
 
 @virtual_time
+async def test_a_defect_in_a_keeper_ends_neither_it_nor_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed, defects = Keeper.failed, 0
+
+    def once_broken(keeper: Keeper, now: float, *, alone: bool = False) -> None:
+        nonlocal defects
+        defects += 1
+        if defects == 1:
+            raise ZeroDivisionError("a defect")
+        failed(keeper, now, alone=alone)
+
+    monkeypatch.setattr(Keeper, "failed", once_broken)
+    async with node(memory(MemoryNetwork())) as client:
+        client.client.add(FULL)  # nobody is there
+        assert (await until(client, RelayState.BACKOFF)).last_error_reason
+    assert defects == 2
+
+
 async def test_a_defect_in_an_attempt_does_not_end_the_keeper() -> None:
     network = MemoryNetwork()
 
