@@ -14,11 +14,12 @@ import ipaddress
 import itertools
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import structlog
 
 from dep2p_daemon.circuit.messages import Status
+from dep2p_daemon.multiaddr import site_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +32,6 @@ log = structlog.get_logger(__name__)
 _Key = TypeVar("_Key")
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-IPV6_SITE_BITS: Final = 64
-"""One IPv6 subscriber has at least this prefix to himself: it counts as one IP."""
 
 
 class AccessPolicy(Protocol):
@@ -169,7 +167,7 @@ class Admission:
             return refusal
         if client.ip is None:
             return Refusal(Status.RESERVATION_REFUSED, "NO_IP_ADDRESS")
-        site = _site(client.ip)
+        site = site_of(client.ip)
         held = self._reservations.get(client.peer)
         if held is None:
             refusal = self._refuse_reservation(site)
@@ -265,12 +263,3 @@ def _decrement(counter: Counter[_Key], key: _Key) -> None:
     counter[key] -= 1
     if not counter[key]:
         del counter[key]
-
-
-def _site(ip: IpAddress) -> str:
-    """Return what a peer's IP address is counted under."""
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return str(ip.ipv4_mapped)
-        return str(ipaddress.IPv6Network((ip, IPV6_SITE_BITS), strict=False))
-    return str(ip)

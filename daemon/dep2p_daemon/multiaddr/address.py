@@ -289,10 +289,8 @@ class Multiaddr:
     @property
     def site(self) -> str | None:
         """What one subscriber is likely to have: the IPv4 address, or the IPv6 /64."""
-        ip = self._plain_ip
-        if isinstance(ip, ipaddress.IPv6Address):
-            return str(ipaddress.IPv6Network((ip, IPV6_SITE_BITS), strict=False))
-        return None if ip is None else str(ip)
+        ip = self.ip
+        return None if ip is None else site_of(ip)
 
     @property
     def is_loopback(self) -> bool:
@@ -388,3 +386,14 @@ def _bad_value(text: str, protocol: codes.Protocol, value: str, why: str) -> Mul
         remedy=f"write it like {protocol.example}",
         component=protocol.name,
     )
+
+
+def site_of(ip: IpAddress | str) -> str:
+    """What limits per IP count an address under: the IPv4 address, or the IPv6 /64.
+
+    Text may have a zone; an IPv4 address within IPv6 counts as itself.
+    """
+    plain = _unmapped(ipaddress.ip_address(ip.partition("%")[0]) if isinstance(ip, str) else ip)
+    if isinstance(plain, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((plain, IPV6_SITE_BITS), strict=False))
+    return str(plain)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from dep2p_daemon.multiaddr import site_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,14 +47,6 @@ class RateLimiter:
             return False
         self._tokens -= 1.0
         return True
-
-
-def address_group(host: str) -> str:
-    """The part of an address that one owner is likely to have: the IPv4, or the IPv6 /64."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if address.version == 4:
-        return str(address)
-    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 @dataclass(slots=True)
@@ -98,14 +91,14 @@ class Admission:
             if validated
             else (self._unproven, settings.retry_threshold, Verdict.RETRY)
         )
-        of_group = counted.per_group.get(address_group(host), 0)
+        of_group = counted.per_group.get(site_of(host), 0)
         if counted.total >= most or of_group >= settings.max_half_open_per_ip:
             return otherwise
         return Verdict.ACCEPT
 
     def opened(self, host: str, *, validated: bool) -> Callable[[], None]:
         """Count a handshake; the result, called once, counts it out, whatever came of it."""
-        counted, group = self._proven if validated else self._unproven, address_group(host)
+        counted, group = self._proven if validated else self._unproven, site_of(host)
         counted.total += 1
         counted.per_group[group] = counted.per_group.get(group, 0) + 1
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from typing import Final
+
+from dep2p_daemon.multiaddr import site_of
 
 LOG_INTERVAL: Final = 10.0
 """Seconds between two log lines about refused connections: a flood must not fill the log."""
@@ -22,7 +23,7 @@ class HalfOpen:
 
     def enter(self, host: str) -> str | None:
         """Count one more from `host`, or return the name of the limit that forbids it."""
-        network = _network(host)
+        network = site_of(host)
         if self.count >= self._limits["max_half_open"]:
             return "max_half_open"
         if self._by_network[network] >= self._limits["max_half_open_per_ip"]:
@@ -33,7 +34,7 @@ class HalfOpen:
 
     def leave(self, host: str) -> None:
         """One that entered has finished, well or not."""
-        network = _network(host)
+        network = site_of(host)
         self.count -= 1
         self._by_network[network] -= 1
         if not self._by_network[network]:
@@ -45,11 +46,3 @@ class HalfOpen:
             return False
         self._logged_at = now
         return True
-
-
-def _network(host: str) -> str:
-    """What one owner is likely to have: an IPv4 address, or an IPv6 /64."""
-    ip = ipaddress.ip_address(host.partition("%")[0])
-    if ip.version == 4:
-        return str(ip)
-    return str(ipaddress.IPv6Network((ip, 64), strict=False))

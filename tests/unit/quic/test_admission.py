@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dep2p_daemon.quic.admission import Admission, RateLimiter, Verdict, address_group
+from dep2p_daemon.multiaddr import site_of
+from dep2p_daemon.quic.admission import Admission, RateLimiter, Verdict
 from dep2p_daemon.quic.settings import QuicSettings
 
 SETTINGS = QuicSettings(
@@ -62,8 +63,8 @@ def test_one_address_cannot_take_all(
 
 
 def test_an_ipv6_owner_has_a_64() -> None:
-    assert address_group("2001:db8::1") == address_group("2001:db8::ffff:1")
-    assert address_group("2001:db8:0:1::1") != address_group("2001:db8::1")
+    assert site_of("2001:db8::1") == site_of("2001:db8::ffff:1")
+    assert site_of("2001:db8:0:1::1") != site_of("2001:db8::1")
 
 
 @given(
