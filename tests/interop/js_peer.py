@@ -7,9 +7,9 @@ import contextlib
 import itertools
 import json
 import os
-import tempfile
+from collections import deque
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.node_packages import node_with_packages
 
@@ -21,6 +21,7 @@ CALL_SECONDS = 40.0
 """More than the node's own deadlines, so that its error arrives rather than ours."""
 STOP_SECONDS = 10.0
 MAX_LINE_BYTES = 1024 * 1024
+LOG_LINES = 2000
 LISTEN = {"quic": "/ip4/{host}/udp/{port}/quic-v1", "tcp": "/ip4/{host}/tcp/{port}"}
 RELAY_LIMITS = {"reservations": 64, "data_bytes": 1 << 30, "duration_ms": 3_600_000}
 """js-libp2p's own are 128 KiB and two minutes. It counts milliseconds, announces them as
@@ -45,34 +46,52 @@ class JsPeer:
         listen: bool = True,
         host: str = "127.0.0.1",
         port: int = 0,
+        announce: Sequence[str] | None = None,
+        punch: bool = False,
+        debug: str = "",
         prefix: Sequence[str] = (),
     ) -> None:
-        """`host` is where it listens; `prefix` before its command puts it into a laboratory.
+        """Prepare.
 
         js tells of a public address only when it is announced, which takes a fixed `port`.
+
+        Args:
+            transports: "quic", "tcp" or both.
+            reserve_at: a relay's address.
+            relay_server: `RELAY_LIMITS` makes it a relay.
+            listen: whether it listens by its transports.
+            host: where it listens.
+            port: 0 for any.
+            announce: addresses to tell of; None for where it listens, if the port is fixed.
+            punch: whether it speaks DCUtR.
+            debug: the components whose log `logged` waits for.
+            prefix: what before its command puts it into a laboratory.
         """
         self._transports = tuple(transports)
         self._relay_server = relay_server
+        self._punch = punch
+        self._debug = debug or os.environ.get("DEBUG", "")
         self._prefix = tuple(prefix)
         self._listen = (
             [LISTEN[name].format(host=host, port=port) for name in transports] if listen else []
         )
-        self._announce = self._listen[:] if port else []
+        if announce is None:
+            announce = self._listen if port else []
+        self._announce = list(announce)
         if reserve_at is not None:
             self._listen.append(f"{reserve_at}/p2p-circuit")
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._events: list[Json] = []
         self._changed = asyncio.Condition()
-        self._log: IO[bytes]
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._process: asyncio.subprocess.Process
-        self._reader: asyncio.Task[None]
+        self._readers: list[asyncio.Task[None]] = []
         self.peer_id = ""
         self.addresses: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
         node = node_with_packages(JS_DIRECTORY)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
         self._process = await asyncio.create_subprocess_exec(
             *self._prefix,
             node,
@@ -80,17 +99,18 @@ class JsPeer:
             cwd=JS_DIRECTORY,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=self._log,
+            stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
-            env={**os.environ, "NO_COLOR": "1"},
+            env={**os.environ, "NO_COLOR": "1", "DEBUG": self._debug},
         )
-        self._reader = asyncio.create_task(self._read())
+        self._readers = [asyncio.create_task(self._read()), asyncio.create_task(self._read_log())]
         try:
             started = await self.call(
                 "start",
                 transports=self._transports,
                 listen=self._listen,
                 announce=self._announce,
+                punch=self._punch,
                 relay_server=self._relay_server,
             )
         except BaseException:
@@ -114,8 +134,7 @@ class JsPeer:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
-        await self._reader
-        self._log.close()
+        await asyncio.gather(*self._readers)
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
@@ -138,10 +157,31 @@ class JsPeer:
             if not answer.done():
                 answer.set_exception(JsError(f"the js node ended\n{self.log()}"))
 
+    async def _read_log(self) -> None:
+        assert self._process.stderr is not None
+        while line := await self._process.stderr.readline():
+            async with self._changed:
+                self._log.append(line.decode(errors="replace").rstrip())
+                self._changed.notify_all()
+
     def log(self) -> str:
         """The tail of its stderr; run with DEBUG=libp2p:* in the environment to see more."""
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")[-4000:]
+        return "\n".join(self._log)[-4000:]
+
+    async def logged(self, text: str) -> str:
+        """Return the first line of its log that has `text`, waiting for it; see `debug`."""
+
+        def found() -> str | None:
+            return next((line for line in self._log if text in line), None)
+
+        try:
+            async with asyncio.timeout(CALL_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: found() is not None)
+        except TimeoutError:
+            raise AssertionError(f"js never logged {text!r}\n{self.log()}") from None
+        line = found()
+        assert line is not None
+        return line
 
     async def call(self, command: str, **arguments: object) -> Any:
         """Send one command and return its result. Raises JsError."""

@@ -31,6 +31,7 @@ const { noise } = await import('@chainsafe/libp2p-noise')
 const { quic } = await import('@chainsafe/libp2p-quic')
 const { yamux } = await import('@chainsafe/libp2p-yamux')
 const { circuitRelayServer, circuitRelayTransport } = await import('@libp2p/circuit-relay-v2')
+const { dcutr } = await import('@libp2p/dcutr')
 const { echo } = await import('@libp2p/echo')
 const { identify, identifyPush } = await import('@libp2p/identify')
 const { ping } = await import('@libp2p/ping')
@@ -157,7 +158,7 @@ const behaviours = {
 }
 
 const commands = {
-  async start ({ transports, listen, announce = [], relay_server: relayServer = null }) {
+  async start ({ transports, listen, announce = [], punch = false, relay_server: relayServer = null }) {
     const kinds = { quic: quic(), tcp: tcp() }
     node = await createLibp2p({
       addresses: { listen, appendAnnounce: announce },
@@ -169,6 +170,7 @@ const commands = {
         identifyPush: identifyPush(),
         ping: ping(),
         echo: echo({ runOnLimitedConnection: true }),
+        ...(punch ? { dcutr: dcutr() } : {}),
         ...(relayServer == null ? {} : { relay: circuitRelayServer(serverOptions(relayServer)) })
       },
       start: false
@@ -209,7 +211,8 @@ const commands = {
     const sha256 = bytes => createHash('sha256').update(bytes).digest('hex')
     return { sent: size, sent_sha256: sha256(data), length: answer.byteLength, sha256: sha256(answer.subarray()) }
   },
-  async serve ({ protocol, behaviour, ...options }) {
+  // `limited`: whether also on a relayed connection with limits, which js leaves to each protocol.
+  async serve ({ protocol, behaviour, limited = true, ...options }) {
     await node.handle(protocol, async (stream, connection) => {
       const received = record(stream)
       const about = { event: 'served', protocol, peer_id: connection.remotePeer.toString() }
@@ -219,11 +222,11 @@ const commands = {
         emit({ ...about, ended: 'failed', error: String(error) })
         stream.abort(error)
       }
-    }, { runOnLimitedConnection: true })
+    }, { runOnLimitedConnection: limited })
     return {}
   },
-  async open ({ peer_id: peer, protocol }) {
-    const stream = await connectionTo(peer).newStream(protocol, { signal: AbortSignal.timeout(TIMEOUT_MS), runOnLimitedConnection: true })
+  async open ({ peer_id: peer, protocol, limited = true }) {
+    const stream = await connectionTo(peer).newStream(protocol, { signal: AbortSignal.timeout(TIMEOUT_MS), runOnLimitedConnection: limited })
     const name = `s${++streamCount}`
     streams.set(name, { stream, received: record(stream) })
     return { stream: name, protocol: stream.protocol }
