@@ -116,6 +116,7 @@ COMMANDS: Final = {
     "why": "why",
     "events": "events",
     "netcheck": "netcheck",
+    "metrics": "metrics",
     "relay": "relay",
     "listen": "listen",
     "stream": "stream",

@@ -51,6 +51,8 @@ def _is_oneof_member(field: Field) -> bool:
 
 def _field(message: Message, field: Field) -> Any:  # noqa: ANN401 - any JSON
     value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return dict(sorted(value.items()))  # of scalars, all that there are
     if field.is_repeated:
         return [_value(field, item) for item in value]
     if field.has_presence and not message.HasField(field.name):

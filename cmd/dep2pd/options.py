@@ -21,6 +21,7 @@ FLAGS: Final = {
     "bootstrap": "node.bootstrap",
     "data_dir": "node.data_dir",
     "socket": "socket",
+    "metrics": "metrics.listen",
     "log_format": "log.format",
     "log_level": "log.level",
 }
@@ -82,6 +83,12 @@ _OPTIONS: Final = (
         type=click.Path(path_type=Path, resolve_path=True),
         envvar="DEP2P_CONFIG",
         help="TOML file with settings. [~/.config/dep2p/dep2pd.toml; root: /etc/dep2p/dep2pd.toml]",
+    ),
+    click.option(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="Serve counters and gauges to a Prometheus server at http://HOST:PORT/metrics. "
+        "[nowhere]",
     ),
     click.option(
         "--log-format",

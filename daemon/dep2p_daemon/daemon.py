@@ -41,6 +41,8 @@ from dep2p_daemon.nat.netcheck import Netcheck
 from dep2p_daemon.nat.paths import PathWatch
 from dep2p_daemon.nat.port_mapping.mapper import PortMapper
 from dep2p_daemon.nat.reachability_watch import ReachabilityWatch
+from dep2p_daemon.ops.metrics import Metrics
+from dep2p_daemon.ops.metrics_server import MetricsServer
 from dep2p_daemon.protocols import echo, perf, ping
 from dep2p_daemon.protocols.identify import Identify
 from dep2p_daemon.quic.settings import QuicSettings
@@ -97,6 +99,10 @@ class Daemon:
     """None when port mapping is turned off."""
     relay_server: RelayServer | None
     """None unless this node relays for others."""
+    quic: QuicTransport
+    metrics: Metrics
+    metrics_server: MetricsServer | None
+    """None unless metrics are served over HTTP."""
     started_at: float
     """Unix time in seconds."""
 
@@ -133,9 +139,10 @@ class Daemon:
         self.key = key_file.load_or_create(config.key_path)
         self.peer_id = self.key.peer_id
         self.events = EventBus()
+        self.metrics = Metrics(self)
         self.peerstore = await stack.enter_async_context(Peerstore(config.peerstore_path))
         resolver = Resolver()
-        quic = await stack.enter_async_context(
+        self.quic = quic = await stack.enter_async_context(
             QuicTransport(self.key, quic_settings(config.limits, config.quic))
         )
         tcp = await stack.enter_async_context(TcpTransport(self.key, tcp_settings(config.limits)))
@@ -192,6 +199,11 @@ class Daemon:
             self.port_mapper = await stack.enter_async_context(PortMapper(self.swarm))
         if config.discovery.mdns:
             await stack.enter_async_context(Mdns(self.swarm, self.events))
+        self.metrics_server = None
+        if (serve_at := config.metrics.listen) is not None:
+            self.metrics_server = await stack.enter_async_context(
+                MetricsServer(self.metrics, str(serve_at.host), serve_at.port)
+            )
         for address in config.node.bootstrap:
             self.swarm.spawn(bootstrap.connect(self.swarm, resolver, address))
 

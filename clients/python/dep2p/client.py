@@ -132,6 +132,16 @@ class Node:
         request = node_service_pb2.CheckNetworkRequest()
         return responses(lambda: self._node.CheckNetwork(request), _itself, self.socket_path)
 
+    async def get_metrics(
+        self, prefix: str = "", *, timeout: float = CALL_SECONDS
+    ) -> list[node_service_pb2.MetricFamily]:
+        """Tell the daemon's counters and gauges whose names begin with `prefix`."""
+        request = node_service_pb2.GetMetricsRequest(prefix=prefix)
+        response = await unary(
+            self._node.GetMetrics, request, timeout=timeout, socket=self.socket_path
+        )
+        return list(response.families)
+
     async def stop(self, *, timeout: float = CALL_SECONDS) -> None:
         """End the daemon in order; returns when it has begun to."""
         request = node_service_pb2.StopRequest()

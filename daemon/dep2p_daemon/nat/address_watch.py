@@ -14,9 +14,11 @@ import structlog
 
 from dep2p_daemon.errors import Dep2pError
 from dep2p_daemon.nat.candidates import is_public
+from dep2p_daemon.nat.nat_kind import NatKind, own_kind
 from dep2p_daemon.nat.observed import MappingBehaviour, ObservedAddresses, ObservedSettings
 from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.events import AddressesChanged, PeerIdentified
+from dep2p_daemon.swarm.interfaces import interface_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,6 +121,11 @@ class AddressWatch:
     def mapping(self, transport: str) -> MappingBehaviour:
         """What observers tell of our NAT's mapping, for "quic-v1" or "tcp"."""
         return self.observed.mapping(transport, self._now())
+
+    def nat_kind(self) -> NatKind:
+        """What stands between us and the others, in one word."""
+        interfaces = {interface.ip for interface in interface_addresses()}
+        return own_kind(self.candidates(), self.mapping("quic-v1"), interfaces)
 
     async def refresh(self, *, apart_from: object = None) -> None:
         """Ask some observers again how they see us; returns when they answered, or too late.

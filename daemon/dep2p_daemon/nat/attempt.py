@@ -16,16 +16,20 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 
 from dep2p_daemon.errors import AuthenticationError, Dep2pError, ResourceLimitError
-from dep2p_daemon.muxed import CloseCode
+from dep2p_daemon.muxed import CloseCode, Direction
+from dep2p_daemon.nat.dcutr import PunchRole
+from dep2p_daemon.nat.nat_kind import apparent_kind
 from dep2p_daemon.nat.trail import (
     MAX_CANDIDATES,
     Outcome,
     Reason,
     Side,
     Step,
+    StepKind,
     Trail,
     TrailBook,
     TrailChanged,
+    TrailEnded,
     with_step,
 )
 
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection, Transport
     from dep2p_daemon.nat.candidates import Candidate, CandidateFilter
+    from dep2p_daemon.nat.nat_kind import NatKind
     from dep2p_daemon.nat.observed import MappingBehaviour
     from dep2p_daemon.nat.punch_settings import PunchSettings
     from dep2p_daemon.swarm.swarm import Swarm
@@ -108,9 +113,13 @@ class Attempt:
 
     # Records
 
-    def record_offer(self, own: tuple[Multiaddr, ...], mapping: MappingBehaviour) -> None:
-        """Note what we tell the peer."""
-        self._replace(dataclasses.replace(self.trail, own_candidates=own, own_mapping=mapping))
+    def record_offer(
+        self, own: tuple[Multiaddr, ...], mapping: MappingBehaviour, kind: NatKind
+    ) -> None:
+        """Note what we tell the peer, and what is known of our NAT."""
+        self._replace(
+            dataclasses.replace(self.trail, own_candidates=own, own_mapping=mapping, own_nat=kind)
+        )
 
     def record_step(self, step: Step) -> None:
         """Add a step, or what became of it."""
@@ -125,14 +134,16 @@ class Attempt:
         # What is used must be seen; of what is not, some.
         kept = tuple(sorted(kept, key=lambda one: one.rejection is not None))[:MAX_CANDIDATES]
         refused = sum(one.rejection is not None for one in fresh)
+        accepted = tuple(dict.fromkeys(one.address for one in judged if one.rejection is None))
         self._replace(
             dataclasses.replace(
                 self.trail,
                 peer_candidates=kept,
                 peer_rejected=self.trail.peer_rejected + refused,
+                peer_nat=apparent_kind(accepted),
             )
         )
-        return tuple(dict.fromkeys(one.address for one in judged if one.rejection is None))
+        return accepted
 
     def found(self, connection: Connection) -> None:
         """There is a direct connection."""
@@ -151,7 +162,8 @@ class Attempt:
             outcome, reason = Outcome.DIRECT, Reason.DIRECT
         for step in self.trail.steps:
             if step.outcome is None:
-                self.record_step(dataclasses.replace(step, outcome=outcome))
+                became = outcome if connection is None else self._led_to(step, connection)
+                self.record_step(dataclasses.replace(step, outcome=became))
         self._replace(
             dataclasses.replace(
                 self.trail,
@@ -174,6 +186,22 @@ class Attempt:
             seconds=round(time.monotonic() - self._began, 3),
             detail=detail,
         )
+        transport = "" if connection is None else connection.remote_address.transport or ""
+        self._swarm.events.publish(TrailEnded(self.trail, transport))
+
+    def _led_to(self, step: Step, connection: Connection) -> Outcome:
+        """What became of a step that still ran when there was a direct connection."""
+        if step.kind is StepKind.PUNCH:
+            return Outcome.DIRECT
+        ours = connection.direction is Direction.OUTBOUND
+        punched = any(
+            connection.remote_address in other.addresses
+            and (other.role is PunchRole.CLIENT or connection.remote_address.transport == "tcp")
+            for other in self.trail.steps
+            if other.kind is StepKind.PUNCH
+        )
+        dialled = ours and connection.remote_address in step.addresses and not punched
+        return Outcome.DIRECT if dialled else Outcome.ABANDONED
 
     def _replace(self, trail: Trail) -> None:
         self._book.replace(self.trail, trail)

@@ -162,6 +162,7 @@ class HolePuncher:
                 started_at=time.time(),
                 own_candidates=own,
                 own_mapping=self._addresses.mapping("quic-v1"),
+                own_nat=self._addresses.nat_kind(),
             ),
             prober=self._prober,
             tcp=self._tcp,
@@ -176,7 +177,7 @@ class HolePuncher:
 
     def _offer(self, attempt: Attempt) -> tuple[Multiaddr, ...]:
         own = self._addresses.candidates()
-        attempt.record_offer(own, self._addresses.mapping("quic-v1"))
+        attempt.record_offer(own, self._addresses.mapping("quic-v1"), self._addresses.nat_kind())
         return own
 
     def _limit_reached(self, peer: PeerId, *, rounds: int) -> str | None:

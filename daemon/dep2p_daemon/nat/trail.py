@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from dep2p_daemon.nat.nat_kind import NatKind
 from dep2p_daemon.nat.observed import MappingBehaviour
 
 if TYPE_CHECKING:
@@ -188,6 +189,9 @@ class Trail:
     own_candidates: tuple[Multiaddr, ...] = ()
     """What we told the peer."""
     own_mapping: MappingBehaviour = MappingBehaviour.UNKNOWN
+    own_nat: NatKind = NatKind.UNKNOWN
+    peer_nat: NatKind = NatKind.UNKNOWN
+    """What the peer's addresses show."""
     peer_candidates: tuple[Candidate, ...] = ()
     """What the peer told us, and why we did not use some of it."""
     peer_rejected: int = 0
@@ -214,6 +218,15 @@ class TrailChanged:
     """An attempt began, went a step further, or ended. Published on the event bus."""
 
     trail: Trail
+
+
+@dataclass(frozen=True, slots=True)
+class TrailEnded:
+    """An attempt ended; published once, after its last `TrailChanged`."""
+
+    trail: Trail
+    transport: str
+    """Of the direct connection: "quic-v1" or "tcp"; empty when there is none."""
 
 
 class TrailBook:

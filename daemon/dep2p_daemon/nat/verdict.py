@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dep2p_daemon.nat.nat_kind import NatKind, apparent_kind
 from dep2p_daemon.nat.observed import MappingBehaviour
 from dep2p_daemon.nat.trail import Reason
 
@@ -25,7 +26,7 @@ def verdict(trail: Trail, accepted: Sequence[Multiaddr]) -> Reason:
         common = {one.transport for one in accepted} & {one.transport for one in own}
         return Reason.NO_COMMON_IP_VERSION if common else Reason.NO_COMMON_TRANSPORT
     ours = trail.own_mapping is MappingBehaviour.ADDRESS_DEPENDENT
-    theirs = _looks_symmetric(accepted)
+    theirs = apparent_kind(accepted) is NatKind.ADDRESS_DEPENDENT
     if ours and theirs:
         return Reason.BOTH_NATS_SYMMETRIC
     if ours:
@@ -35,12 +36,3 @@ def verdict(trail: Trail, accepted: Sequence[Multiaddr]) -> Reason:
 
 def _kinds(addresses: Sequence[Multiaddr]) -> set[tuple[str | None, int]]:
     return {(one.transport, one.ip.version) for one in addresses if one.ip is not None}
-
-
-def _looks_symmetric(addresses: Sequence[Multiaddr]) -> bool:
-    """Whether several ports of one IP address are offered for UDP: one for each observer."""
-    ports: dict[object, set[int | None]] = {}
-    for address in addresses:
-        if address.transport == "quic-v1":
-            ports.setdefault(address.ip, set()).add(address.port)
-    return any(len(found) > 1 for found in ports.values())

@@ -24,6 +24,7 @@ from dep2p_daemon.ops.config_values import (
     PeerAddress,
     RelayAddress,
     Seconds,
+    ServeAt,
     SocketPath,
 )
 
@@ -219,6 +220,16 @@ class PerfSection(Section):
     )
 
 
+class MetricsSection(Section):
+    """Counters and gauges for a Prometheus server."""
+
+    listen: ServeAt = Field(
+        default=None,
+        description="IP address and port to serve http://.../metrics on, such as 127.0.0.1:9464; "
+        "empty: nowhere.",
+    )
+
+
 class LogSection(Section):
     """Log lines, on standard error."""
 
@@ -254,6 +265,7 @@ class Config(BaseSettings):
     limits: LimitsSection = LimitsSection()
     quic: QuicSection = QuicSection()
     perf: PerfSection = PerfSection()
+    metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -41,7 +41,7 @@ def value_as_text(field: FieldInfo, value: object) -> object:
         return format_duration(value) if value else 0
     if _SIZE in field.metadata and isinstance(value, int):
         return format_size(value) if value else 0
-    return value
+    return "" if value is None else value
 
 
 def _toml_value(value: object) -> str:

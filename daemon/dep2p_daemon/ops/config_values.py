@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 from pydantic_core import PydanticCustomError, core_schema
+from typing_extensions import override
 
 from dep2p_daemon.circuit.relay_host import RelayHost
 from dep2p_daemon.errors import Dep2pError
@@ -32,6 +34,8 @@ _ANNOUNCE_FORM: Final = (
 _PEER_FORM: Final = (
     "write /ip4/203.0.113.10/udp/4001/quic-v1/p2p/12D3KooW... or /dnsaddr/example.com"
 )
+
+_ENDPOINT_FORM: Final = "write 127.0.0.1:9464 or [::1]:9464"
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -119,6 +123,36 @@ def _peer_address(value: object) -> Multiaddr:
     return address
 
 
+@dataclass(frozen=True, slots=True)
+class IpEndpoint:
+    """An IP address and a port to listen on, as `127.0.0.1:9464` or `[::1]:9464`."""
+
+    host: IpAddress
+    port: int
+
+    @override
+    def __str__(self) -> str:
+        return (
+            f"[{self.host}]:{self.port}" if self.host.version == 6 else f"{self.host}:{self.port}"
+        )
+
+
+def _ip_endpoint(value: object) -> IpEndpoint | None:
+    if value is None or isinstance(value, IpEndpoint):
+        return value
+    text = _text(value)
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    try:
+        endpoint = IpEndpoint(ipaddress.ip_address(host.strip("[]")), int(port))
+    except ValueError as error:
+        raise Rejected("is no IP address with a port", _ENDPOINT_FORM) from error
+    if not 0 <= endpoint.port <= 65535:
+        raise Rejected("has a port beyond 65535", _ENDPOINT_FORM)
+    return endpoint
+
+
 def _path(value: object) -> Path:
     path = (value if isinstance(value, Path) else Path(_text(value))).expanduser()
     if not path.is_absolute():
@@ -154,6 +188,7 @@ ListenOn = Annotated[Multiaddr | IpAddress, _Parsed(_listen_on)]
 AnnouncedAddress = Annotated[Multiaddr, _Parsed(_announced_address)]
 RelayAddress = Annotated[Multiaddr | RelayHost, _Parsed(_relay_address)]
 PeerAddress = Annotated[Multiaddr, _Parsed(_peer_address)]
+ServeAt = Annotated[IpEndpoint | None, _Parsed(_ip_endpoint)]
 AbsolutePath = Annotated[Path, _Parsed(_path)]
 SocketPath = Annotated[Path, _Parsed(_socket_path)]
 Seconds = Annotated[float, _Parsed(_duration)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from dep2p_daemon.quic.certificate import TlsCertificate, make_certificate
 from dep2p_daemon.quic.congestion import ALGORITHM
 from dep2p_daemon.quic.connection_ids import ConnectionIds, derive_reset_key
 from dep2p_daemon.quic.libp2p_tls import ALPN
+from dep2p_daemon.quic.packet_counters import PacketCounters
 from dep2p_daemon.quic.packets import MIN_INITIAL_DATAGRAM, VERSION_1
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class QuicContext:
     memory: ReceiveMemory
     sessions: set[Session] = field(default_factory=set)
     """Every connection and handshake of the transport."""
+    packets_of_closed: PacketCounters = field(default_factory=PacketCounters)
+    """Of the connections that have ended."""
 
     @classmethod
     def create(
@@ -73,6 +77,19 @@ class QuicContext:
             server_name=None,
             supported_versions=[VERSION_1],
         )
+
+    def forget(self, session: Session) -> None:
+        """A connection has ended: keep its counts. Idempotent."""
+        if session in self.sessions:
+            self.sessions.discard(session)
+            self.packets_of_closed.add(session.quic.counters)
+
+    def packets(self) -> PacketCounters:
+        """Return how many packets of all connections, past and present, took which way."""
+        total = dataclasses.replace(self.packets_of_closed)
+        for session in self.sessions:
+            total.add(session.quic.counters)
+        return total
 
     def relieve_memory(self) -> None:
         """Close the connections with most unread bytes until the bound holds again.

@@ -349,7 +349,7 @@ class Endpoint:
 
     def _remove(self, session: Session, farewell: list[bytes], now: float) -> None:
         self._sessions.discard(session)
-        self.context.sessions.discard(session)
+        self.context.forget(session)
         self._deadlines.cancel(session.deadline)
         entry = self._table.remove(session, farewell)
         if entry is not None:

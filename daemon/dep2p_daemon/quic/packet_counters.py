@@ -13,3 +13,10 @@ class PacketCounters:
     sent_stock: int = 0
     received_fast: int = 0
     received_stock: int = 0
+
+    def add(self, other: PacketCounters) -> None:
+        """Add another connection's, for a sum."""
+        self.sent_fast += other.sent_fast
+        self.sent_stock += other.sent_stock
+        self.received_fast += other.received_fast
+        self.received_stock += other.received_stock

@@ -15,6 +15,7 @@ from dep2p_daemon import __version__
 from dep2p_daemon.daemon import Stopping
 from dep2p_daemon.errors import InvalidArgumentError, ResourceLimitError
 from dep2p_daemon.rpc.conversion import event_message, snapshot, timestamp
+from dep2p_daemon.rpc.metrics_conversion import metrics_message
 from dep2p_daemon.rpc.network_conversion import report_message
 
 if TYPE_CHECKING:
@@ -107,6 +108,12 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
                     yield node_service_pb2.CheckNetworkResponse(progress=step)
                 else:
                     yield node_service_pb2.CheckNetworkResponse(report=report_message(step))
+
+    @override
+    async def GetMetrics(
+        self, request: node_service_pb2.GetMetricsRequest, context: Context
+    ) -> node_service_pb2.GetMetricsResponse:
+        return metrics_message(self._daemon.metrics.registry.collect(), request.prefix)
 
     @override
     async def Stop(

@@ -29,6 +29,7 @@ METHODS: Final[dict[str, Role]] = {
     "/dep2p.v1.NodeService/GetNode": Role.READ,
     "/dep2p.v1.NodeService/WatchEvents": Role.READ,
     "/dep2p.v1.NodeService/CheckNetwork": Role.APP,
+    "/dep2p.v1.NodeService/GetMetrics": Role.READ,
     "/dep2p.v1.NodeService/Stop": Role.ADMIN,
     "/dep2p.v1.PeerService/Dial": Role.APP,
     "/dep2p.v1.PeerService/Disconnect": Role.APP,

@@ -54,6 +54,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
         *("id", "status", "peers", "connections", "dial", "ping", "perf", "disconnect", "events"),
         *("relay connect", "relay disconnect", "relay list", "listen", "stream", "stop"),
         *("wait ready", "wait relay", "wait peer", "wait direct", "completion", "why", "netcheck"),
+        "metrics",
     }
 
 

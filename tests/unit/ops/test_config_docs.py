@@ -39,6 +39,8 @@ def kind(field: FieldInfo) -> str:
         return ", ".join(f"`{choice}`" for choice in re.findall(r"'(\w+)'", text))
     if "Path" in text:
         return "path"
+    if "IpEndpoint" in text:
+        return "IP:PORT"
     return {"<class 'int'>": "number", "<class 'bool'>": "true or false"}[text]
 
 
@@ -59,6 +61,8 @@ def default(key: str, field: FieldInfo) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value == "":
+        return '""'
     return "[]" if value == () else str(value)
 
 

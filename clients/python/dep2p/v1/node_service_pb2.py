@@ -27,7 +27,7 @@ from dep2p.v1 import network_pb2 as dep2p_dot_v1_dot_network__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64\x65p2p/v1/node_service.proto\x12\x08\x64\x65p2p.v1\x1a\x14\x64\x65p2p/v1/event.proto\x1a\x16\x64\x65p2p/v1/network.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetNodeRequest\"\xe2\x02\n\x04Node\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x18\n\x10listen_addresses\x18\x03 \x03(\t\x12\x11\n\tprotocols\x18\x04 \x03(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06preset\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63onnection_count\x18\x08 \x01(\x05\x12\x12\n\npeer_count\x18\t \x01(\x05\x12\x14\n\x0cstream_count\x18\n \x01(\x05\x12\x1c\n\x14relay_server_enabled\x18\x0b \x01(\x08\x12\x19\n\x11reservation_count\x18\x0c \x01(\x05\x12\x15\n\rcircuit_count\x18\r \x01(\x05\x12\x10\n\x08\x64\x61ta_dir\x18\x0e \x01(\t\x12\x12\n\nprocess_id\x18\x0f \x01(\x03\":\n\x12WatchEventsRequest\x12\r\n\x05types\x18\x01 \x03(\t\x12\x15\n\rskip_snapshot\x18\x02 \x01(\x08\"5\n\x13WatchEventsResponse\x12\x1e\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x0f.dep2p.v1.Event\"\x15\n\x13\x43heckNetworkRequest\"_\n\x14\x43heckNetworkResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12)\n\x06report\x18\x02 \x01(\x0b\x32\x17.dep2p.v1.NetworkReportH\x00\x42\x08\n\x06result\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse2\x98\x02\n\x0bNodeService\x12\x33\n\x07GetNode\x12\x18.dep2p.v1.GetNodeRequest\x1a\x0e.dep2p.v1.Node\x12L\n\x0bWatchEvents\x12\x1c.dep2p.v1.WatchEventsRequest\x1a\x1d.dep2p.v1.WatchEventsResponse0\x01\x12O\n\x0c\x43heckNetwork\x12\x1d.dep2p.v1.CheckNetworkRequest\x1a\x1e.dep2p.v1.CheckNetworkResponse0\x01\x12\x35\n\x04Stop\x12\x15.dep2p.v1.StopRequest\x1a\x16.dep2p.v1.StopResponseB.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64\x65p2p/v1/node_service.proto\x12\x08\x64\x65p2p.v1\x1a\x14\x64\x65p2p/v1/event.proto\x1a\x16\x64\x65p2p/v1/network.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetNodeRequest\"\xe2\x02\n\x04Node\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x18\n\x10listen_addresses\x18\x03 \x03(\t\x12\x11\n\tprotocols\x18\x04 \x03(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06preset\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63onnection_count\x18\x08 \x01(\x05\x12\x12\n\npeer_count\x18\t \x01(\x05\x12\x14\n\x0cstream_count\x18\n \x01(\x05\x12\x1c\n\x14relay_server_enabled\x18\x0b \x01(\x08\x12\x19\n\x11reservation_count\x18\x0c \x01(\x05\x12\x15\n\rcircuit_count\x18\r \x01(\x05\x12\x10\n\x08\x64\x61ta_dir\x18\x0e \x01(\t\x12\x12\n\nprocess_id\x18\x0f \x01(\x03\":\n\x12WatchEventsRequest\x12\r\n\x05types\x18\x01 \x03(\t\x12\x15\n\rskip_snapshot\x18\x02 \x01(\x08\"5\n\x13WatchEventsResponse\x12\x1e\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x0f.dep2p.v1.Event\"\x15\n\x13\x43heckNetworkRequest\"_\n\x14\x43heckNetworkResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12)\n\x06report\x18\x02 \x01(\x0b\x32\x17.dep2p.v1.NetworkReportH\x00\x42\x08\n\x06result\"#\n\x11GetMetricsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\">\n\x12GetMetricsResponse\x12(\n\x08\x66\x61milies\x18\x01 \x03(\x0b\x32\x16.dep2p.v1.MetricFamily\"w\n\x0cMetricFamily\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04type\x18\x02 \x01(\x0e\x32\x14.dep2p.v1.MetricType\x12\x0c\n\x04help\x18\x03 \x01(\t\x12\'\n\x07samples\x18\x04 \x03(\x0b\x32\x16.dep2p.v1.MetricSample\"\x80\x01\n\x0cMetricSample\x12\x32\n\x06labels\x18\x01 \x03(\x0b\x32\".dep2p.v1.MetricSample.LabelsEntry\x12\r\n\x05value\x18\x02 \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\r\n\x0bStopRequest\"\x0e\n\x0cStopResponse*Y\n\nMetricType\x12\x1b\n\x17METRIC_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13METRIC_TYPE_COUNTER\x10\x01\x12\x15\n\x11METRIC_TYPE_GAUGE\x10\x02\x32\xe1\x02\n\x0bNodeService\x12\x33\n\x07GetNode\x12\x18.dep2p.v1.GetNodeRequest\x1a\x0e.dep2p.v1.Node\x12L\n\x0bWatchEvents\x12\x1c.dep2p.v1.WatchEventsRequest\x1a\x1d.dep2p.v1.WatchEventsResponse0\x01\x12O\n\x0c\x43heckNetwork\x12\x1d.dep2p.v1.CheckNetworkRequest\x1a\x1e.dep2p.v1.CheckNetworkResponse0\x01\x12G\n\nGetMetrics\x12\x1b.dep2p.v1.GetMetricsRequest\x1a\x1c.dep2p.v1.GetMetricsResponse\x12\x35\n\x04Stop\x12\x15.dep2p.v1.StopRequest\x1a\x16.dep2p.v1.StopResponseB.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dep2p.v1.node_service_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1'
+  _globals['_METRICSAMPLE_LABELSENTRY']._loaded_options = None
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_METRICTYPE']._serialized_start=1114
+  _globals['_METRICTYPE']._serialized_end=1203
   _globals['_GETNODEREQUEST']._serialized_start=120
   _globals['_GETNODEREQUEST']._serialized_end=136
   _globals['_NODE']._serialized_start=139
@@ -47,10 +51,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKNETWORKREQUEST']._serialized_end=631
   _globals['_CHECKNETWORKRESPONSE']._serialized_start=633
   _globals['_CHECKNETWORKRESPONSE']._serialized_end=728
-  _globals['_STOPREQUEST']._serialized_start=730
-  _globals['_STOPREQUEST']._serialized_end=743
-  _globals['_STOPRESPONSE']._serialized_start=745
-  _globals['_STOPRESPONSE']._serialized_end=759
-  _globals['_NODESERVICE']._serialized_start=762
-  _globals['_NODESERVICE']._serialized_end=1042
+  _globals['_GETMETRICSREQUEST']._serialized_start=730
+  _globals['_GETMETRICSREQUEST']._serialized_end=765
+  _globals['_GETMETRICSRESPONSE']._serialized_start=767
+  _globals['_GETMETRICSRESPONSE']._serialized_end=829
+  _globals['_METRICFAMILY']._serialized_start=831
+  _globals['_METRICFAMILY']._serialized_end=950
+  _globals['_METRICSAMPLE']._serialized_start=953
+  _globals['_METRICSAMPLE']._serialized_end=1081
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_start=1036
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_end=1081
+  _globals['_STOPREQUEST']._serialized_start=1083
+  _globals['_STOPREQUEST']._serialized_end=1096
+  _globals['_STOPRESPONSE']._serialized_start=1098
+  _globals['_STOPRESPONSE']._serialized_end=1112
+  _globals['_NODESERVICE']._serialized_start=1206
+  _globals['_NODESERVICE']._serialized_end=1559
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class NodeServiceStub(object):
                 request_serializer=dep2p_dot_v1_dot_node__service__pb2.CheckNetworkRequest.SerializeToString,
                 response_deserializer=dep2p_dot_v1_dot_node__service__pb2.CheckNetworkResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/dep2p.v1.NodeService/GetMetrics',
+                request_serializer=dep2p_dot_v1_dot_node__service__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=dep2p_dot_v1_dot_node__service__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
         self.Stop = channel.unary_unary(
                 '/dep2p.v1.NodeService/Stop',
                 request_serializer=dep2p_dot_v1_dot_node__service__pb2.StopRequest.SerializeToString,
@@ -93,6 +98,16 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """GetMetrics tells the daemon's counters and gauges, those that a Prometheus
+        server reads at metrics.listen.
+
+        dep2pctl: metrics
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stop(self, request, context):
         """Stop ends the daemon in order: peers are told, streams are closed.
 
@@ -119,6 +134,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.CheckNetwork,
                     request_deserializer=dep2p_dot_v1_dot_node__service__pb2.CheckNetworkRequest.FromString,
                     response_serializer=dep2p_dot_v1_dot_node__service__pb2.CheckNetworkResponse.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=dep2p_dot_v1_dot_node__service__pb2.GetMetricsRequest.FromString,
+                    response_serializer=dep2p_dot_v1_dot_node__service__pb2.GetMetricsResponse.SerializeToString,
             ),
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
@@ -208,6 +228,33 @@ class NodeService(object):
             '/dep2p.v1.NodeService/CheckNetwork',
             dep2p_dot_v1_dot_node__service__pb2.CheckNetworkRequest.SerializeToString,
             dep2p_dot_v1_dot_node__service__pb2.CheckNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dep2p.v1.NodeService/GetMetrics',
+            dep2p_dot_v1_dot_node__service__pb2.GetMetricsRequest.SerializeToString,
+            dep2p_dot_v1_dot_node__service__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,12 @@ class NodeServiceStub:
 
     dep2pctl: netcheck
     """
+    GetMetrics: _aio.UnaryUnaryMultiCallable[_node_service_pb2.GetMetricsRequest, _node_service_pb2.GetMetricsResponse]
+    """GetMetrics tells the daemon's counters and gauges, those that a Prometheus
+    server reads at metrics.listen.
+
+    dep2pctl: metrics
+    """
     Stop: _aio.UnaryUnaryMultiCallable[_node_service_pb2.StopRequest, _node_service_pb2.StopResponse]
     """Stop ends the daemon in order: peers are told, streams are closed.
 
@@ -81,6 +87,18 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         its report.
 
         dep2pctl: netcheck
+        """
+
+    @_abc_1.abstractmethod
+    def GetMetrics(
+        self,
+        request: _node_service_pb2.GetMetricsRequest,
+        context: _aio.ServicerContext[_node_service_pb2.GetMetricsRequest, _abc.Awaitable[_node_service_pb2.GetMetricsResponse]],
+    ) -> _abc.Awaitable[_node_service_pb2.GetMetricsResponse]:
+        """GetMetrics tells the daemon's counters and gauges, those that a Prometheus
+        server reads at metrics.listen.
+
+        dep2pctl: metrics
         """
 
     @_abc_1.abstractmethod
