@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo test unit check lint types protos protos-check bench clean
+.PHONY: help setup demo test unit check lint types protos protos-check bench bench-lab clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ protos-check: setup ## the stubs are current and the API only grew
 
 bench: setup ## measure; writes docs/benchmarks.md and the raw JSON beside it
 	$(BIN)/python -m bench
+
+bench-lab: setup ## measure lossy links in network namespaces (root); the table beside the others
+	$(BIN)/python -m bench loss
 
 clean: ## remove what setup and the tests made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

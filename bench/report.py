@@ -8,6 +8,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -67,15 +68,27 @@ def table(figures: list[Figure]) -> str:
 
 
 def write(figures: list[Figure]) -> None:
-    """Replace the measured part of docs/benchmarks.md, and docs/benchmarks.json."""
+    """Replace the measured part of docs/benchmarks.md, and that of docs/benchmarks.json."""
+    write_section("measured", table(figures), "figures", [asdict(f) for f in figures])
+
+
+def write_section(mark: str, text: str, key: str, values: list[dict[str, Any]]) -> None:
+    """Replace what follows `<!-- mark -->` in docs/benchmarks.md, and `key` in its JSON.
+
+    Beside it stands the machine, since each section may be of another day.
+    """
     about = machine()
-    (DOCS / "benchmarks.json").write_text(
-        json.dumps({"machine": about, "figures": [asdict(f) for f in figures]}, indent=1) + "\n"
-    )
+    raw = DOCS / "benchmarks.json"
+    kept = json.loads(raw.read_text()) if raw.exists() else {}
+    kept |= {"machine" if key == "figures" else f"{key}_machine": about, key: values}
+    raw.write_text(json.dumps(kept, indent=1) + "\n")
     page = DOCS / "benchmarks.md"
-    head, mark, _ = page.read_text().partition("<!-- measured -->")
+    head, found, rest = page.read_text().partition(f"<!-- {mark} -->")
+    if not found:
+        raise ValueError(f"{page} has no section {mark!r}")
+    _, following, rest = rest.partition("\n## ")
     page.write_text(
-        f"{head}{mark}\n\n"
-        + "".join(f"- {key}: {value}\n" for key, value in about.items())
-        + f"\n{table(figures)}\n"
+        f"{head}{found}\n\n"
+        + "".join(f"- {name}: {value}\n" for name, value in about.items())
+        + f"\n{text}\n{following}{rest}"
     )
