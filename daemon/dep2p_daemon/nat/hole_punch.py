@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
-from dep2p_daemon.errors import Dep2pError
+from dep2p_daemon.errors import Dep2pError, StreamResetError
 from dep2p_daemon.muxed import CloseCode, Direction
 from dep2p_daemon.nat.attempt import Attempt, Prober, SimultaneousDialer
 from dep2p_daemon.nat.candidates import CandidateFilter, CandidateLimits, is_public
@@ -298,14 +298,21 @@ class HolePuncher:
                 return Reason.PEER_UNSUPPORTED
             if not self._offer(attempt):
                 return Reason.NO_OWN_ADDRESS
-            act = await initiate(
-                self._swarm,
-                connection,
-                attempt.trail.own_candidates,
-                timeout=self._settings.exchange_timeout,
-            )
+            try:
+                act = await initiate(
+                    self._swarm,
+                    connection,
+                    attempt.trail.own_candidates,
+                    timeout=self._settings.exchange_timeout,
+                )
+            except StreamResetError:
+                if number == 1:
+                    raise
+                # js-libp2p takes no round while it still dials for the last one.
+                await asyncio.wait({attempt.direct}, timeout=self._settings.act_timeout)
+                break
             accepted = attempt.judge(act.addresses)
-            reason = verdict(attempt.trail, accepted)
+            reason = self._verdict(attempt, accepted)
             usable = self._usable(accepted)
             if not usable:
                 return reason
@@ -370,7 +377,7 @@ class HolePuncher:
         act = await answer(stream, self._offer(attempt), timeout=self._settings.exchange_timeout)
         accepted = attempt.judge(act.addresses)
         usable = self._usable(accepted)
-        self._see_to_tcp(verdict(attempt.trail, accepted), accepted)
+        self._see_to_tcp(self._verdict(attempt, accepted), accepted)
         if usable:
             attempt.rounds += 1
             await attempt.act(
@@ -378,7 +385,11 @@ class HolePuncher:
                 probe=False,
                 window=self._settings.act_timeout,
             )
-        return verdict(attempt.trail, accepted)
+        return self._verdict(attempt, accepted)
+
+    def _verdict(self, attempt: Attempt, accepted: Sequence[Multiaddr]) -> Reason:
+        known = self._swarm.peerstore.get(attempt.peer)
+        return verdict(attempt.trail, accepted, "" if known is None else known.agent_version)
 
     def _see_to_tcp(self, reason: Reason, accepted: Sequence[Multiaddr]) -> None:
         """For a peer without UDP: have our TCP address by the next round."""

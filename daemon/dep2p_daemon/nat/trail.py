@@ -67,6 +67,7 @@ class Reason(enum.Enum):
     NO_COMMON_TRANSPORT = "NO_COMMON_TRANSPORT"
     NO_COMMON_IP_VERSION = "NO_COMMON_IP_VERSION"
     PEER_UNSUPPORTED = "PEER_UNSUPPORTED"
+    PEER_CANNOT_PUNCH = "PEER_CANNOT_PUNCH"
     NOT_IDENTIFIED = "NOT_IDENTIFIED"
     PROTOCOL_ERROR = "PROTOCOL_ERROR"
     PUNCH_FAILED = "PUNCH_FAILED"
@@ -101,6 +102,11 @@ _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.PEER_UNSUPPORTED: (
         "the peer does not speak DCUtR, the protocol of hole punching",
         "turn hole punching on there, or give it a public address",
+    ),
+    Reason.PEER_CANNOT_PUNCH: (
+        "the peer speaks DCUtR, but its program (js-libp2p) dials from other ports than the one "
+        "it listens on: its NAT stays closed to us, and ours to it",
+        "forward a port on one of the two routers (js-libp2p has to announce it), or stay relayed",
     ),
     Reason.NOT_IDENTIFIED: (
         "the peer did not say what it is (identify)",

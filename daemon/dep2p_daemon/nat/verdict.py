@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dep2p_daemon.nat.nat_kind import NatKind, apparent_kind
 from dep2p_daemon.nat.observed import MappingBehaviour
@@ -14,9 +14,25 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.nat.trail import Trail
 
+_DIALS_FROM_OTHER_PORTS: Final = "js-libp2p/"
+"""What the agent version of such a peer begins with. js-libp2p (3.3, dcutr 3.0) never sends from
+the socket it listens on, nor tells of an address that it was only seen from."""
 
-def verdict(trail: Trail, accepted: Sequence[Multiaddr]) -> Reason:
-    """Return the reason of a failure: `accepted` are those of the peer's that may be used."""
+
+def verdict(trail: Trail, accepted: Sequence[Multiaddr], agent: str = "") -> Reason:
+    """Return the reason of a failure.
+
+    `accepted` are those of the peer's addresses that may be used, `agent` what it says it is.
+    """
+    reason = _by_addresses(trail, accepted)
+    if reason in (Reason.NO_PEER_ADDRESS, Reason.PUNCH_FAILED) and agent.startswith(
+        _DIALS_FROM_OTHER_PORTS
+    ):
+        return Reason.PEER_CANNOT_PUNCH
+    return reason
+
+
+def _by_addresses(trail: Trail, accepted: Sequence[Multiaddr]) -> Reason:
     own = trail.own_candidates
     if not accepted:
         return Reason.NO_PEER_ADDRESS

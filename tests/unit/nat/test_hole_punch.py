@@ -180,6 +180,38 @@ async def test_three_rounds_the_last_with_swapped_roles_and_then_the_reason() ->
 
 
 @virtual_time
+async def test_a_peer_that_takes_one_round_at_a_time_gets_through_in_it() -> None:
+    """As js-libp2p does: it resets a further stream while it dials for the one before."""
+    taken: list[Stream] = []
+
+    async def take_one(stream: Stream) -> None:
+        if taken:
+            stream.reset()
+            return
+        taken.append(stream)
+        await read_message(stream, MAX_MESSAGE_BYTES)
+        own = DcutrMessage(MessageType.CONNECT, (address_of(A),))
+        await write_message(stream, encode(own))
+        await read_message(stream, MAX_MESSAGE_BYTES)
+
+    for gets_through in (False, True):
+        taken.clear()
+        async with net(dead=(A, B), punching=(B,)) as made:
+            made.a.swarm.set_handler(PROTOCOL, take_one)
+            await made.relayed()
+            while not (made.b.trails and made.b.trail.peer_candidates):
+                await made.b.seen.next()
+            await asyncio.sleep(2)  # of virtual time: the second round is refused
+            if gets_through:
+                made.network.dead.clear()
+                await made.a.swarm.dial(peer(B), [address_of(B)], policy=DialPolicy.DIRECT)
+            trail = await made.b.ended()
+            expected = Reason.DIRECT if gets_through else Reason.PUNCH_FAILED
+            assert trail.reason is expected
+            assert sum(step.kind is StepKind.PUNCH for step in trail.steps) == 1
+
+
+@virtual_time
 async def test_it_is_tried_again_after_a_while() -> None:
     async with net(dead=(A, B), settings=PunchSettings(retry_delays=(30.0,))) as made:
         await made.relayed()

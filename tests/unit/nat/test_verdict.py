@@ -59,6 +59,23 @@ def test_verdicts(
     assert verdict(trail(own_candidates=own, own_mapping=mapping), theirs) is reason
 
 
+@pytest.mark.parametrize(
+    ("own", "theirs", "agent", "reason"),
+    [
+        ((UDP,), (), "js-libp2p/3.3.11 node/20.20.2", Reason.PEER_CANNOT_PUNCH),
+        ((UDP,), (UDP,), "js-libp2p/3.3.11 node/20.20.2", Reason.PEER_CANNOT_PUNCH),
+        # What keeps any peer from it comes first.
+        ((), (UDP,), "js-libp2p/3.3.11 node/20.20.2", Reason.NO_OWN_ADDRESS),
+        ((UDP_V6,), (UDP,), "js-libp2p/3.3.11 node/20.20.2", Reason.NO_COMMON_IP_VERSION),
+        ((UDP,), (UDP,), "dep2pd/0.1", Reason.PUNCH_FAILED),
+    ],
+)
+def test_a_peer_that_dials_from_other_ports_cannot_punch(
+    own: tuple[Multiaddr, ...], theirs: tuple[Multiaddr, ...], agent: str, reason: Reason
+) -> None:
+    assert verdict(trail(own_candidates=own), theirs, agent) is reason
+
+
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_is_explained(reason: Reason) -> None:
     message, remedy = explain(reason)
