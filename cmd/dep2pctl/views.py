@@ -211,6 +211,10 @@ def _event_details(event: Event, kind: str) -> str:
     if kind == "path_changed":
         now, before = event.path_changed.connection, path_name(event.path_changed.previous)
         return f"{now.peer_id} {before} -> {path_name(now.path)} {now.remote_address}"
+    if kind == "network_changed":
+        network = event.network_changed
+        name = enum_name(type(network).Change.DESCRIPTOR, network.change) or "-"
+        return " ".join([name, *network.sources])
     if kind == "reachability_changed":
         return reachability_text(event.reachability_changed)
     if kind == "stopping":

@@ -47,6 +47,7 @@ from dep2p_daemon.protocols import echo, perf, ping
 from dep2p_daemon.protocols.identify import Identify
 from dep2p_daemon.quic.settings import QuicSettings
 from dep2p_daemon.quic.transport import QuicTransport
+from dep2p_daemon.swarm.network_watch import NetworkWatch
 from dep2p_daemon.swarm.peerstore import Peerstore
 from dep2p_daemon.swarm.settings import SwarmSettings
 from dep2p_daemon.swarm.swarm import Swarm
@@ -93,6 +94,7 @@ class Daemon:
     reachability: ReachabilityWatch | None
     """None when AutoNAT is turned off."""
     netcheck: Netcheck
+    network: NetworkWatch
     hole_puncher: HolePuncher | None
     """None when hole punching is turned off."""
     port_mapper: PortMapper | None
@@ -162,6 +164,7 @@ class Daemon:
             self.swarm.add_transport(transport)
         self._register_protocols()
         await self._start_nat(stack, quic, tcp)
+        self.network = await stack.enter_async_context(NetworkWatch(self.swarm))
         self.relay_client = await stack.enter_async_context(
             RelayClient(self.swarm, self.events, transport=circuits)
         )

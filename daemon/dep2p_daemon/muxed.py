@@ -351,6 +351,11 @@ class Connection(ABC):
         """Smoothed round trip in seconds, where the transport or a ping measured one."""
 
     @property
+    def heard_at(self) -> float | None:
+        """The loop's time when something last came from the peer; None where nobody notes it."""
+        return None
+
+    @property
     def relayed(self) -> bool:
         """True when the packets go through a relay."""
         return self.relay is not None

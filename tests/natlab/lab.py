@@ -21,7 +21,7 @@ from tests.natlab import keeper, kinds, lifecycle, namespaces, rules
 from tests.natlab.impairment import Impairment
 from tests.natlab.namespaces import NatlabError
 from tests.natlab.plan import Process, load
-from tests.natlab.topology import SERVER, Options, is_ipv6, make_plan
+from tests.natlab.topology import LAN, SERVER, Options, is_ipv6, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -225,6 +225,33 @@ class Lab:
             return {}
         counters: dict[str, Any] = keeper.ask(self.plan)
         return counters
+
+    def move(self, host: str, beside: str) -> None:
+        """Plug a host behind an IPv4 NAT into another one's LAN, as a laptop changes its Wi-Fi.
+
+        It gets an address there, and the default route; connections do not notice by themselves.
+        """
+        node, neighbour = self.plan.node(host), self.plan.node(beside)
+        wires = [wire for wire in self.plan.wires if wire.node == host and wire.lan]
+        if not wires or not neighbour.boxes or any(map(is_ipv6, neighbour.addresses)):
+            raise NatlabError(f"{host} cannot move to {beside}: both need an IPv4 NAT")
+        old, new = self.plan.node(wires[0].router), self.plan.node(neighbour.boxes[0])
+        network = neighbour.addresses[0].rpartition(".")[0]
+        address = f"{network}.{100 + list(self.plan.places).index(host)}"
+        namespaces.ip_batch(old.namespace, [f"link set {host} netns {new.namespace}"])
+        namespaces.ip_batch(new.namespace, [f"link set {host} master {LAN} up"])
+        namespaces.ip_batch(
+            node.namespace,
+            [
+                "addr flush dev eth0",
+                f"addr add {address}/24 dev eth0",
+                f"route add default via {network}.1",
+            ],
+        )
+        wires[0].router = neighbour.boxes[0]
+        node.boxes, node.link, node.addresses = neighbour.boxes[:], neighbour.link, [address]
+        node.public = neighbour.public[:1]
+        self.plan.save()
 
     def flush_nat(self, host: str) -> None:
         """Have every NAT and firewall on the way out forget everything, like a reboot."""

@@ -271,10 +271,16 @@ class Node:
             self._relays.ConnectRelay, request, timeout=timeout, socket=self.socket_path
         )
 
-    async def disconnect_relay(self, peer_id: str, *, timeout: float = CALL_SECONDS) -> None:
-        """Give the reservation up and forget the relay."""
-        request = relay_service_pb2.DisconnectRelayRequest(peer_id=peer_id)
-        await unary(self._relays.DisconnectRelay, request, timeout=timeout, socket=self.socket_path)
+    async def disconnect_relay(self, relay: str, *, timeout: float = CALL_SECONDS) -> str:
+        """Give the reservation up and forget the relay: a peer id, or the host:port it was named by.
+
+        Returns its peer id; empty when it had not been found yet.
+        """
+        request = relay_service_pb2.DisconnectRelayRequest(peer_id=relay)
+        response = await unary(
+            self._relays.DisconnectRelay, request, timeout=timeout, socket=self.socket_path
+        )
+        return response.peer_id
 
     async def list_relays(self, *, timeout: float = CALL_SECONDS) -> list[Relay]:
         """List the relays with their state; sorted by peer id."""

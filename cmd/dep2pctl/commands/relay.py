@@ -30,6 +30,7 @@ def relay() -> None:
     cls=ApiCommand,
     examples="""
     dep2pctl relay connect /ip4/203.0.113.10/udp/4001/quic-v1/p2p/12D3KooW...
+    dep2pctl relay connect relay.example.com:4001
     dep2pctl -o json relay connect ADDRESS | jq -r '.circuit_addresses[0]'
     """,
 )
@@ -40,7 +41,8 @@ def connect(session: Session, address: str, timeout: float) -> None:
     """Reserve a slot at a relay.
 
     Prints the addresses under which peers reach this node then. ADDRESS is what the relay
-    printed: /ip4/.../udp/4001/quic-v1/p2p/RELAY_ID.
+    printed: /ip4/.../udp/4001/quic-v1/p2p/RELAY_ID; or HOST:PORT, where the first to answer is
+    the relay from then on, or /dnsaddr/NAME.
     """
 
     async def work(node: dep2p.Node) -> None:
@@ -56,18 +58,20 @@ def connect(session: Session, address: str, timeout: float) -> None:
     cls=ApiCommand,
     examples="""
     dep2pctl relay disconnect 12D3KooW...
+    dep2pctl relay disconnect relay.example.com:4001
     """,
 )
-@click.argument("peer")
+@click.argument("relay")
 @pass_session
-def disconnect(session: Session, peer: str) -> None:
+def disconnect(session: Session, relay: str) -> None:
     """Give a reservation up and forget the relay.
 
-    PEER is the relay's peer id.
+    RELAY is the relay's peer id, or the HOST:PORT by which it was named. Who was found there is
+    forgotten too. A relay of the configuration is back at the daemon's next start.
     """
 
     async def work(node: dep2p.Node) -> None:
-        await node.disconnect_relay(peer)
+        peer = await node.disconnect_relay(relay)
         session.show({"peer_id": peer}, lambda: click.echo("the relay is forgotten"))
 
     session.run(work)

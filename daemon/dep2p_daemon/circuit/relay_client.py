@@ -192,6 +192,12 @@ class RelayClient:
         if relay is not None:
             relay.nudge.set()
 
+    def try_again(self) -> None:
+        """Try the relays now that are waiting after a failure: another network may lead there."""
+        for relay in self._relays.values():
+            if relay.keeper.state is RelayState.BACKOFF:
+                relay.nudge.set()
+
     def addresses_of(self, peer: PeerId) -> tuple[Multiaddr, ...]:
         """Return the addresses at which a relay of ours is dialled, without `/p2p`."""
         relay = self._relays.get(peer)

@@ -130,6 +130,18 @@ class RelayPins:
         self._pins[str(host)] = peer
         while len(self._pins) > MAX_PINS:
             del self._pins[next(iter(self._pins))]
+        self._write()
+
+    def unpin(self, peer: PeerId) -> bool:
+        """Forget where `peer` was found; False when it was nowhere."""
+        hosts = [name for name, pinned in self._pins.items() if pinned == peer]
+        for name in hosts:
+            del self._pins[name]
+        if hosts:
+            self._write()
+        return bool(hosts)
+
+    def _write(self) -> None:
         if self._path is None:
             return
         text = json.dumps({name: str(pinned) for name, pinned in self._pins.items()}, indent=2)

@@ -12,7 +12,7 @@ import structlog
 
 from dep2p_daemon.circuit.events import RelayHostChanged, RelayHostStatus, RelayState
 from dep2p_daemon.circuit.relay_host import RelayHost, RelayPins, find_relays
-from dep2p_daemon.errors import Dep2pError
+from dep2p_daemon.errors import Dep2pError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from dep2p_daemon.circuit.relay_client import RelayClient
     from dep2p_daemon.events import EventBus
+    from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.swarm.dialing import DnsResolver
     from dep2p_daemon.swarm.swarm import Swarm
 
@@ -51,14 +53,56 @@ class RelaySearch:
         self._random = random
         self._wall_clock = wall_clock
         self._hosts: dict[RelayHost, RelayHostStatus] = {}
+        self._searching: dict[RelayHost, asyncio.Task[None]] = {}
 
     @property
     def hosts(self) -> tuple[RelayHostStatus, ...]:
         """The relays that are not found yet."""
         return tuple(self._hosts.values())
 
+    async def locate(self, host: RelayHost) -> tuple[Multiaddr, ...]:
+        """Find out now who the relay at `host` is, and pin it; return its full addresses.
+
+        Raises:
+            UnreachableError, AuthenticationError: as `find_relays`.
+        """
+        return await find_relays(host, self._swarm, self._resolver, self._pins)
+
+    def forget(self, host: RelayHost) -> PeerId | None:
+        """Give up the search for a host, and return who is pinned there; None while unknown.
+
+        Raises:
+            NotFoundError: it is not searched for, and nobody is pinned there.
+        """
+        searching = self._searching.get(host)
+        peer = self._pins.get(host)
+        if searching is not None:
+            searching.cancel()
+            self._tell(host, RelayState.DISCONNECTED)
+        elif peer is None:
+            raise NotFoundError(
+                f"{host} is not among this node's relays",
+                reason="RELAY_NOT_FOUND",
+                remedy="see `dep2pctl relay list`",
+                relay=host,
+            )
+        return peer
+
+    def unpin(self, peer: PeerId) -> bool:
+        """Forget that `peer` was found at a host; False when it was at none."""
+        return self._pins.unpin(peer)
+
     async def find(self, host: RelayHost) -> None:
         """Find out who the relay at `host` is, however long it takes, and hold it then."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._searching[host] = task
+        try:
+            await self._find(host)
+        finally:
+            self._searching.pop(host, None)
+
+    async def _find(self, host: RelayHost) -> None:
         pause = LONGEST_PAUSE / 4
         while True:
             self._tell(host, RelayState.CONNECTING)

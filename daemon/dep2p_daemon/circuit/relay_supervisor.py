@@ -6,10 +6,11 @@ the user named (`relay_choice`), and looks after all of them:
   1. A connected peer whose identify lists the hop protocol is a candidate; bootstrap peers too.
   2. Round trips of held relays and candidates are measured with ping. A held relay that does not
      answer gets a second connection before the first is given up.
-  3. After a sleep (the wall clock ran on, ours stood still) and when the machine's own addresses
-     change, all held relays are looked at at once.
+  3. When the network changed, or the machine's own addresses did, all held relays are looked at at
+     once, with less patience, and those that failed are tried again.
   4. A relay that is held over TCP though it has a QUIC address is tried over QUIC now and then:
      a network that dropped UDP may have been left.
+  5. Relays that were known before the last restart are candidates, if the peerstore has them.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from dep2p_daemon.circuit.messages import HOP_PROTOCOL
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings, Held, RelayChoice
 from dep2p_daemon.circuit.relay_host import RelayHost, RelayPins
 from dep2p_daemon.circuit.relay_search import RelaySearch
-from dep2p_daemon.errors import AuthenticationError, Dep2pError
+from dep2p_daemon.errors import AuthenticationError, Dep2pError, NotFoundError
 from dep2p_daemon.muxed import Direction
 from dep2p_daemon.protocols import ping
 from dep2p_daemon.swarm.dialing import DialPolicy
-from dep2p_daemon.swarm.events import AddressesChanged, PeerIdentified
+from dep2p_daemon.swarm.events import AddressesChanged, NetworkChanged, PeerIdentified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -62,19 +63,23 @@ class SupervisorSettings:
 
     choice: ChoiceSettings = field(default_factory=ChoiceSettings)
     interval: float = 2.0
-    """Between two looks at the clocks and at what is held."""
+    """Between two looks at what is held."""
     check_interval: float = 10.0
     """Between two pings of a held relay; ours: a dead way is noticed within 15 s."""
     check_timeout: float = 4.0
     """For a held relay's answer."""
+    hurried_timeout: float = 2.0
+    """The same right after a change of network; four round trips where they are longer."""
+    hurry: float = 10.0
+    """How long a change counts as right before."""
     candidate_interval: float = 300.0
     """Between two pings of a relay that is not held."""
     renew_timeout: float = 5.0
     """For a new connection to a relay that did not answer, or over QUIC."""
     udp_interval: float = 30.0
     """Between two tries over QUIC of a relay that is held over TCP, up to a fifth more or less."""
-    sleep_gap: float = 5.0
-    """The wall clock ran ahead of ours by so much at one look: the machine slept."""
+    remembered: float = 7 * 24 * 3600.0
+    """A relay's address is kept in the peerstore so long after a reservation there."""
     linger: float = 600.0
     """A replaced connection is closed once it carries nothing, or after this time."""
 
@@ -109,7 +114,6 @@ class RelaySupervisor:
         self._events = events
         self._settings = settings or SupervisorSettings()
         self._random = random or Random()
-        self._wall_clock = wall_clock
         self._search: RelaySearch | None = None
         if resolver is not None:
             self._search = RelaySearch(
@@ -126,6 +130,8 @@ class RelaySupervisor:
         self._checked_at: dict[PeerId, float] = {}
         self._answered_at: dict[PeerId, float] = {}
         self._udp_at: dict[PeerId, float] = {}
+        self._changed_at = float("-inf")
+        """The last change of network."""
         self._busy: set[tuple[str, PeerId]] = set()
         self._wake = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
@@ -135,6 +141,7 @@ class RelaySupervisor:
         await self._tasks.__aenter__()
         self._own = _direct(self._swarm.own_addresses)
         self._swarm.add_address_source(self.circuits_to)
+        self._recall()
         self._spawn(self._watch(), "relay supervisor: events")
         self._spawn(self._run(), "relay supervisor")
         return self
@@ -170,19 +177,64 @@ class RelaySupervisor:
         else:
             self._client.add(relay)
 
-    async def connect(self, address: Multiaddr) -> RelayStatus:
-        """Return once the relay has granted a reservation, as `RelayClient.connect`."""
-        status = await self._client.connect(address)
+    async def connect(self, relay: Multiaddr | RelayHost) -> RelayStatus:
+        """Return once the relay has granted a reservation, as `RelayClient.connect`.
+
+        Of a host, it is found out first who the relay there is; of several that its records name,
+        the first that grants one is told, and the others are held too.
+
+        Raises:
+            UnreachableError, AuthenticationError: also when nobody is found at the host.
+        """
+        if isinstance(relay, RelayHost):
+            assert self._search is not None, "a relay by its host needs a resolver"
+            addresses = await self._search.locate(relay)
+        else:
+            addresses = (relay,)
+        status: RelayStatus | None = None
+        failed: Dep2pError | None = None
+        for address in addresses:
+            if status is not None:
+                self._client.add(address, source=RelaySource.REQUESTED)
+                continue
+            try:
+                status = await self._client.connect(address)
+            except Dep2pError as error:
+                failed = error
+        if status is None:
+            assert failed is not None
+            raise failed
         self._choice.unwanted.discard(status.peer_id)
         return status
 
-    async def disconnect(self, peer: PeerId) -> None:
-        """Give a relay up, as `RelayClient.disconnect`, and do not take it as a discovered one."""
-        await self._client.disconnect(peer)
+    async def disconnect(self, relay: PeerId | RelayHost) -> PeerId | None:
+        """Give a relay up, as `RelayClient.disconnect`; return who it was, if that is known.
+
+        It is not taken as a discovered one, and not remembered as the one at its host: who
+        answers there next is believed again.
+
+        Raises:
+            NotFoundError: no such relay.
+        """
+        if isinstance(relay, RelayHost):
+            assert self._search is not None, "a relay by its host needs a resolver"
+            peer = self._search.forget(relay)
+            if peer is None:
+                return None
+        else:
+            peer = relay
+        forgotten = self._search is not None and self._search.unpin(peer)
+        try:
+            await self._client.disconnect(peer)
+        except NotFoundError:
+            if not forgotten:
+                raise
         self._choice.give_up(peer)
+        return peer
 
     def look(self) -> None:
         """Check every held relay now: something about the network changed."""
+        self._changed_at = asyncio.get_running_loop().time()
         self._checked_at.clear()
         self._udp_at.clear()
         self._wake.set()
@@ -200,10 +252,35 @@ class RelaySupervisor:
                     self._take_candidates((event.connection,))
                 elif isinstance(event, AddressesChanged):
                     self._take_own(event.addresses)
+                elif isinstance(event, NetworkChanged) and event.online:
+                    self.look()
+                    self._client.try_again()
                 elif isinstance(event, RelayChanged):
-                    if event.status.state is RelayState.RESERVED:
-                        self._choice.succeeded(event.status.peer_id)
-                    self._wake.set()
+                    self._take_status(event.status)
+
+    def _take_status(self, status: RelayStatus) -> None:
+        peer = status.peer_id
+        if status.state is RelayState.RESERVED:
+            self._choice.succeeded(peer)
+            self._swarm.peerstore.add_addresses(
+                peer, [status.address], ttl=self._settings.remembered, source="relay"
+            )
+        self._wake.set()
+
+    def _recall(self) -> None:
+        """Take the relays that the peerstore knows from before; those seen last come first."""
+        store, now = self._swarm.peerstore, asyncio.get_running_loop().time()
+        known = [
+            (info.last_seen or 0.0, info)
+            for peer in store.peers()
+            if peer != self._swarm.local_peer and HOP_PROTOCOL in store.protocols(peer)
+            if (info := store.get(peer)) is not None
+        ]
+        known.sort(key=lambda one: -one[0])
+        for _, info in known[: self._settings.choice.max_candidates]:
+            told = [one.address for one in info.addresses]
+            if (address := _first_dialable(told)) is not None:
+                self._choice.offer(info.peer, address, now)
 
     def _take_candidates(self, connections: Iterable[Connection]) -> None:
         now = asyncio.get_running_loop().time()
@@ -220,8 +297,7 @@ class RelaySupervisor:
         """Where the relay can be dialled: where we did, else what it says itself."""
         if connection.direction is Direction.OUTBOUND:
             return connection.remote_address
-        told = self._swarm.peerstore.addresses(connection.remote_peer)
-        return next((a for a in told if not a.is_circuit and a.transport is not None), None)
+        return _first_dialable(self._swarm.peerstore.addresses(connection.remote_peer))
 
     def _take_own(self, addresses: Sequence[Multiaddr]) -> None:
         own = _direct(addresses)
@@ -235,13 +311,8 @@ class RelaySupervisor:
     async def _run(self) -> None:
         settings = self._settings
         loop = asyncio.get_running_loop()
-        gap = self._wall_clock() - loop.time()
         while True:
             self._wake.clear()
-            before, gap = gap, self._wall_clock() - loop.time()
-            if gap - before > settings.sleep_gap:
-                log.info("the machine slept: relays are checked", seconds=round(gap - before))
-                self.look()
             self._check_all(loop.time())
             self._act(loop.time())
             try:
@@ -327,11 +398,15 @@ class RelaySupervisor:
         if connection is None or connection.is_closed:
             self._client.refresh(peer)
             return
+        began = asyncio.get_running_loop().time()
         rtt = await self._ping(connection)
         if rtt is not None:
             now = asyncio.get_running_loop().time()
             self._choice.measured(peer, rtt, now)
             self._answered_at[peer] = now
+            if self._changed_at > began:
+                self._checked_at.pop(peer, None)  # what answered was the network of before
+                self._wake.set()
             return
         if connection.is_closed:
             return  # its keeper knows
@@ -393,9 +468,13 @@ class RelaySupervisor:
 
     async def _ping(self, connection: Connection) -> float | None:
         """Return the round trip in seconds; None when there was no answer in time."""
+        settings = self._settings
+        timeout = settings.check_timeout
+        if asyncio.get_running_loop().time() - self._changed_at < settings.hurry:
+            timeout = min(timeout, max(settings.hurried_timeout, 4 * (connection.rtt or 0.0)))
         try:
             async with (
-                asyncio.timeout(self._settings.check_timeout),
+                asyncio.timeout(timeout),
                 aclosing(ping.ping(self._swarm, connection)) as round_trips,
             ):
                 async for rtt in round_trips:
@@ -429,6 +508,10 @@ class RelaySupervisor:
         # Cancelled before its first step, the task would leave `work` behind unawaited.
         task.add_done_callback(lambda _: work.close())
         return task
+
+
+def _first_dialable(addresses: Iterable[Multiaddr]) -> Multiaddr | None:
+    return next((a for a in addresses if not a.is_circuit and a.transport is not None), None)
 
 
 def _direct(addresses: Iterable[Multiaddr]) -> frozenset[Multiaddr]:

@@ -23,7 +23,7 @@ from dep2p_daemon.discovery.mdns_records import (
     is_local,
     random_name,
 )
-from dep2p_daemon.swarm.events import AddressesChanged
+from dep2p_daemon.swarm.events import AddressesChanged, NetworkChanged
 
 if TYPE_CHECKING:
     from zeroconf import ServiceStateChange, Zeroconf
@@ -102,9 +102,10 @@ class Mdns:
         with self._events.subscribe() as subscription:
             while True:
                 event = await subscription.next()
-                if isinstance(event, AddressesChanged) or subscription.take_lost():
+                if isinstance(event, AddressesChanged | NetworkChanged) or subscription.take_lost():
                     now = self._local_addresses()
-                    if now != told:
+                    # On another network with the same addresses nobody has heard of us.
+                    if now != told or isinstance(event, NetworkChanged):
                         told = now
                         self._changed.set()
 

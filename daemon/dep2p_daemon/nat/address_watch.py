@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
@@ -17,11 +17,11 @@ from dep2p_daemon.nat.candidates import is_public
 from dep2p_daemon.nat.nat_kind import NatKind, own_kind
 from dep2p_daemon.nat.observed import MappingBehaviour, ObservedAddresses, ObservedSettings
 from dep2p_daemon.swarm.dialing import DialPolicy
-from dep2p_daemon.swarm.events import AddressesChanged, PeerIdentified
+from dep2p_daemon.swarm.events import AddressesChanged, NetworkChanged, PeerIdentified
 from dep2p_daemon.swarm.interfaces import interface_addresses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
@@ -167,9 +167,12 @@ class AddressWatch:
             if addresses and not connection.relayed and self._is_public(connection.remote_address):
                 self._learning_tcp = True
                 showing = self._show_tcp(connection.remote_peer, addresses)
-                self._work = [task for task in self._work if not task.done()]
-                self._work.append(self._tasks.create_task(showing))
+                self._spawn(showing)
                 return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work = [task for task in self._work if not task.done()]
+        self._work.append(self._tasks.create_task(work))
 
     async def _show_tcp(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
         try:
@@ -207,6 +210,15 @@ class AddressWatch:
                     self.observed.set_listening(self._swarm.listen_addresses)
                 elif isinstance(event, PeerIdentified):
                     self._take(event)
+                elif isinstance(event, NetworkChanged):
+                    self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """The network changed: how we looked from outside is void, and observers are asked anew."""
+        self.observed.forget_all()
+        self._refreshed_at = -self._settings.refresh_interval
+        self._tell_swarm()
+        self._spawn(self.refresh())
 
     def _take(self, event: PeerIdentified) -> None:
         connection, observed = event.connection, event.observed_address

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
@@ -36,6 +37,7 @@ from dep2p_daemon.nat.trail import (
 )
 from dep2p_daemon.nat.verdict import verdict
 from dep2p_daemon.swarm.dialing import DialPolicy
+from dep2p_daemon.swarm.events import NetworkChanged, PeerIdentified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -204,10 +206,28 @@ class HolePuncher:
             else:
                 _log.debug("direct upgrade put off", peer=str(peer), reason=refusal)
             if self._direct(peer) is None and delays:
-                await asyncio.sleep(delays[min(failures, len(delays) - 1)])
-                failures += 1
+                if await self._changed_within(peer, delays[min(failures, len(delays) - 1)]):
+                    failures = 0
+                    # Until both sides have learnt how they look from outside now.
+                    await asyncio.sleep(self._settings.change_settle)
+                else:
+                    failures += 1
             elif not delays:
                 return
+
+    async def _changed_within(self, peer: PeerId, seconds: float) -> bool:
+        """Wait; return True at once when the peer's or our own way to the network changes."""
+        known = _places(self._swarm, peer)
+        with self._swarm.events.subscribe() as events, suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    event = await events.next()
+                    if isinstance(event, NetworkChanged) and event.online:
+                        return True
+                    if isinstance(event, PeerIdentified) and event.peer_id == peer:
+                        if not _places(self._swarm, peer) <= known:
+                            return True
+        return False
 
     async def _attempt(self, connection: Connection) -> None:
         attempt = self._begin(connection, Side.INITIATOR)
@@ -412,6 +432,11 @@ def _round(
         started_at=time.time(),
         rtt=rtt,
     )
+
+
+def _places(swarm: Swarm, peer: PeerId) -> frozenset[Multiaddr]:
+    """Where a peer says it is, circuits apart."""
+    return frozenset(a for a in swarm.peerstore.addresses(peer) if not a.is_circuit)
 
 
 def _circuits(swarm: Swarm) -> list[Multiaddr]:

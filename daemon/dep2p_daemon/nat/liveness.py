@@ -32,7 +32,7 @@ class LivenessSettings:
 
     interval: float = 4.0
     """Silence after which the peer is pinged."""
-    timeout: float = 2.5
+    timeout: float = 2.0
     """For an answer; four round trips where they are longer."""
     tries: int = 2
     """Pings in a row without an answer that end the connection."""
@@ -40,24 +40,57 @@ class LivenessSettings:
 
 async def guard(swarm: Swarm, connection: Connection, settings: LivenessSettings) -> None:
     """Watch `connection` until it ends; end it when the peer cannot be heard any more."""
-    silent = 0
     while not connection.is_closed:
         before = _signs_of_life(connection)
-        if not silent:
-            await asyncio.sleep(settings.interval)
-        if _signs_of_life(connection) != before or await _answers(swarm, connection, settings):
-            silent = 0
-            continue
-        silent = silent + 1 if _signs_of_life(connection) == before else 0
-        if silent >= settings.tries and not connection.is_closed:
-            _log.info(
-                "direct path lost",
-                peer=str(connection.remote_peer),
-                connection=connection.id,
-                address=str(connection.remote_address),
-                reason="PATH_SILENT",
-            )
-            await connection.close(CloseCode.GARBAGE_COLLECTED, "the path went silent")
+        await asyncio.sleep(settings.interval)
+        if _signs_of_life(connection) == before:
+            await check(swarm, connection, settings)
+
+
+async def check(swarm: Swarm, connection: Connection, settings: LivenessSettings) -> bool:
+    """Return whether the peer can be heard; end `connection` when it cannot."""
+    for _ in range(settings.tries):
+        before = _signs_of_life(connection)
+        if (
+            connection.is_closed
+            or await _answers(swarm, connection, settings)
+            or _signs_of_life(connection) != before
+        ):
+            return not connection.is_closed
+    if not connection.is_closed:
+        _log.info(
+            "path lost",
+            peer=str(connection.remote_peer),
+            connection=connection.id,
+            path=connection.path,
+            address=str(connection.remote_address),
+            reason="PATH_SILENT",
+        )
+        await connection.close(CloseCode.GARBAGE_COLLECTED, "the path went silent")
+    return False
+
+
+async def may_carry(swarm: Swarm, connection: Connection, settings: LivenessSettings) -> bool:
+    """Return whether a new stream may rely on `connection`; one silent for a while is asked.
+
+    For relayed connections, which nobody watches: when a relay dies, those that went through it
+    say nothing for a minute. It costs the first stream after a pause one round trip.
+    """
+    heard_at = connection.heard_at
+    if not connection.relayed or heard_at is None:
+        return True
+    if asyncio.get_running_loop().time() - heard_at < settings.interval:
+        return True
+    if await _answers(swarm, connection, settings):
+        return True
+    _log.info(
+        "a connection is silent: another one is sought",
+        peer=str(connection.remote_peer),
+        connection=connection.id,
+        path=connection.path,
+        reason="PATH_SILENT",
+    )
+    return False
 
 
 def _signs_of_life(connection: Connection) -> tuple[int, float | None]:

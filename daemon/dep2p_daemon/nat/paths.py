@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dep2p_daemon.muxed import CloseCode
-from dep2p_daemon.nat.liveness import LivenessSettings, guard
+from dep2p_daemon.nat.liveness import LivenessSettings, check, guard, may_carry
 from dep2p_daemon.swarm.dialing import DialPolicy
+from dep2p_daemon.swarm.events import NetworkChanged
 
 if TYPE_CHECKING:
     from dep2p_daemon.identity.peer_id import PeerId
@@ -55,7 +56,8 @@ class PathSettings:
 
 
 class PathWatch:
-    """Publishes `PathChanged`; closes relayed connections that are not needed any more.
+    """Publishes `PathChanged`; closes relayed connections that are not needed any more; notices
+    those that are dead.
 
     A `SwarmObserver`; its tasks are the swarm's.
     """
@@ -65,6 +67,8 @@ class PathWatch:
         self._settings = settings or PathSettings()
         self._paths: dict[PeerId, str] = {}
         swarm.observe(self)
+        swarm.may_carry = self._may_carry
+        swarm.spawn(self._follow_events())
 
     async def connection_opened(self, connection: Connection) -> None:
         """Note the path; a direct connection retires the relayed ones that were there.
@@ -88,6 +92,26 @@ class PathWatch:
 
     def node_changed(self) -> None:
         """Our addresses and protocols change no path."""
+
+    async def _follow_events(self) -> None:
+        """After a change of network each direct connection shows at once whether it lives on."""
+        with self._swarm.events.subscribe() as events:
+            while True:
+                event = await events.next()
+                if isinstance(event, NetworkChanged) and event.online:
+                    for connection in self._swarm.connections():
+                        if not connection.relayed:
+                            self._swarm.spawn(self._look_at(connection))
+
+    async def _look_at(self, connection: Connection) -> None:
+        own = self._swarm.own_addresses
+        held = {address.split_circuit()[0].peer_id for address in own if address.is_circuit}
+        # Those with the relays that we hold have their own supervisor.
+        if connection.remote_peer not in held:
+            await check(self._swarm, connection, self._settings.liveness)
+
+    async def _may_carry(self, connection: Connection) -> bool:
+        return await may_carry(self._swarm, connection, self._settings.liveness)
 
     def _note(self, peer: PeerId) -> None:
         best = self._swarm.best_connection(peer)

@@ -32,6 +32,8 @@ class PunchSettings:
     retry_delays: tuple[float, ...] = (30.0, 120.0, 600.0)
     """Pauses after attempts that failed, while the relayed connection lives; the last one is
     repeated."""
+    change_settle: float = 2.0
+    """Until the next attempt after the peer's or our own network changed."""
     max_attempts: int = 32
     """Attempts under way with all peers together."""
     rounds_burst: int = 12

@@ -29,7 +29,12 @@ from dep2p_daemon.nat.reachability import (
     Verdict,
     overall,
 )
-from dep2p_daemon.swarm.events import AddressesChanged, ConnectionClosed, PeerIdentified
+from dep2p_daemon.swarm.events import (
+    AddressesChanged,
+    ConnectionClosed,
+    NetworkChanged,
+    PeerIdentified,
+)
 from dep2p_daemon.swarm.interfaces import interface_addresses
 
 if TYPE_CHECKING:

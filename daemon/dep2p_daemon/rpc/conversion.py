@@ -206,6 +206,14 @@ def event_message(daemon: Daemon, event: object) -> event_pb2.Event | None:
             message.path_changed.previous = _PATHS[previous]
         case ReachabilityChanged(verdict, verdicts):
             message.reachability_changed.CopyFrom(reachability_changed(verdict, verdicts))
+        case swarm_events.NetworkChanged(change, sources, gateways):
+            message.network_changed.CopyFrom(
+                event_pb2.NetworkChanged(
+                    change=event_pb2.NetworkChanged.Change.Value(f"CHANGE_{change.value}"),
+                    sources=sources,
+                    gateways=gateways,
+                )
+            )
         case Stopping(reason):
             message.stopping.CopyFrom(event_pb2.Stopping(reason=reason))
         case _:

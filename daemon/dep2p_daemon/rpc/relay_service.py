@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from dep2p.v1 import relay_pb2, relay_service_pb2, relay_service_pb2_grpc
 from dep2p_daemon.circuit.events import RelayChanged, RelayHostChanged
+from dep2p_daemon.circuit.relay_host import RelayHost
 from dep2p_daemon.daemon import Stopping
 from dep2p_daemon.errors import DialTimeoutError
 from dep2p_daemon.identity.peer_id import PeerId
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from dep2p_daemon.daemon import Daemon
+    from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.rpc.interceptors import Context
 
 
@@ -34,7 +36,11 @@ class RelayService(relay_service_pb2_grpc.RelayServiceServicer):
     async def ConnectRelay(
         self, request: relay_service_pb2.ConnectRelayRequest, context: Context
     ) -> relay_pb2.Relay:
-        address = parse_relay_address(request.address)
+        address: Multiaddr | RelayHost
+        if RelayHost.looks_like_one(request.address):
+            address = RelayHost.parse(request.address)
+        else:
+            address = parse_relay_address(request.address)
         seconds = seconds_left(context, default=DIAL_SECONDS, maximum=MAX_DIAL_SECONDS)
         try:
             async with asyncio.timeout(seconds):
@@ -53,8 +59,13 @@ class RelayService(relay_service_pb2_grpc.RelayServiceServicer):
     async def DisconnectRelay(
         self, request: relay_service_pb2.DisconnectRelayRequest, context: Context
     ) -> relay_service_pb2.DisconnectRelayResponse:
-        await self._daemon.relay_supervisor.disconnect(PeerId.parse(request.peer_id))
-        return relay_service_pb2.DisconnectRelayResponse()
+        relay: PeerId | RelayHost
+        if RelayHost.looks_like_one(request.peer_id):
+            relay = RelayHost.parse(request.peer_id)
+        else:
+            relay = PeerId.parse(request.peer_id)
+        peer = await self._daemon.relay_supervisor.disconnect(relay)
+        return relay_service_pb2.DisconnectRelayResponse(peer_id="" if peer is None else str(peer))
 
     @override
     async def ListRelays(

@@ -61,6 +61,10 @@ class Backoff:
         failure = failures.get(address) if failures is not None else None
         return failure if failure is not None and failure.until > now else None
 
+    def clear(self) -> None:
+        """Forget all failures: they were another network's."""
+        self._peers.clear()
+
     def succeeded(self, peer: PeerId) -> None:
         """Forget the peer's failures: it is there, and may have come back elsewhere too."""
         self._peers.pop(peer, None)

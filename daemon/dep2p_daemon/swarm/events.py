@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,6 +45,35 @@ class AddressesChanged:
 
     addresses: tuple[Multiaddr, ...]
     """All of them, without `/p2p`."""
+
+
+class NetworkChange(enum.Enum):
+    """What happened to this machine's way to the Internet."""
+
+    MOVED = "MOVED"
+    """Another interface, gateway or source address."""
+    LOST = "LOST"
+    """There is none any more."""
+    INTERRUPTED = "INTERRUPTED"
+    """It was gone for a moment and looks as before: it may be another network all the same."""
+    SLEPT = "SLEPT"
+    """The machine slept: nobody knows what became of the network meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """What was learnt of the network before, from outside, does not hold any more."""
+
+    change: NetworkChange
+    sources: tuple[str, ...]
+    """Our addresses on the ways out, one for each IP version at most."""
+    gateways: tuple[str, ...]
+    """The routers on them, as far as known."""
+
+    @property
+    def online(self) -> bool:
+        """Whether there is a way out now."""
+        return bool(self.sources)
 
 
 class SwarmObserver(Protocol):

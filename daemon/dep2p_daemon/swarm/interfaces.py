@@ -2,7 +2,7 @@
 
 On Linux the kernel is asked over rtnetlink (RTM_GETADDR, rtnetlink(7)): all addresses of all
 interfaces with their prefix lengths in one answer. Elsewhere the resolver is asked for the
-host's own name, which finds less.
+host's own name, which finds less. `ways_out` has the routes.
 """
 
 from __future__ import annotations
@@ -87,20 +87,27 @@ def parse_address(body: bytes) -> IPInterface | None:
     if len(body) < _IFADDRMSG.size:
         return None
     family, prefix, flags, _scope, _index = _IFADDRMSG.unpack_from(body)
-    attributes: dict[int, bytes] = {}
-    offset = _IFADDRMSG.size
-    while offset + _RTATTR.size <= len(body):
-        length, kind = _RTATTR.unpack_from(body, offset)
-        if not _RTATTR.size <= length <= len(body) - offset:
-            return None
-        attributes[kind] = body[offset + _RTATTR.size : offset + length]
-        offset += length + 3 & ~3
+    attributes = parse_attributes(body, _IFADDRMSG.size)
+    if attributes is None:
+        return None
     # On a point-to-point link IFA_ADDRESS is the other end and IFA_LOCAL ours.
     raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
     size = {socket.AF_INET: 4, socket.AF_INET6: 16}.get(family)
     if raw is None or len(raw) != size or flags & _IFA_F_UNUSABLE or prefix > size * 8:
         return None
     return ip_interface((raw, prefix))
+
+
+def parse_attributes(body: bytes, offset: int) -> dict[int, bytes] | None:
+    """Parse the attributes (type to value) from `offset` on; None when they are malformed."""
+    attributes: dict[int, bytes] = {}
+    while offset + _RTATTR.size <= len(body):
+        length, kind = _RTATTR.unpack_from(body, offset)
+        if not _RTATTR.size <= length <= len(body) - offset:
+            return None
+        attributes[kind] = body[offset + _RTATTR.size : offset + length]
+        offset += length + 3 & ~3
+    return attributes
 
 
 def _ask_resolver() -> list[IPInterface]:

@@ -37,7 +37,7 @@ from dep2p_daemon.swarm.registry import Handler, ProtocolRegistry, check_protoco
 from dep2p_daemon.swarm.settings import SwarmSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from dep2p_daemon.events import EventBus
     from dep2p_daemon.identity.keys import PrivateKey
@@ -78,6 +78,8 @@ class Swarm:
         self.events = events
         self.gate: Callable[[Connection], str | None] | None = None
         """Judges each inbound connection: a reason (UPPER_SNAKE) refuses it."""
+        self.may_carry: Callable[[Connection], Awaitable[bool]] | None = None
+        """Asked before an open connection is used for a new stream; may take some seconds."""
         self._settings = settings
         self._transports: list[Transport] = []
         self._listeners: list[Listener] = []
@@ -225,10 +227,18 @@ class Swarm:
         """The networks that this machine has an interface in."""
         return self._addresses.networks
 
+    def read_interfaces(self) -> None:
+        """Look at the machine's addresses now; it is done every few seconds anyway."""
+        self._addresses.read_interfaces()
+
+    def forget_failures(self) -> None:
+        """The network changed: addresses that failed may be dialled again at once."""
+        self._dialer.backoff.clear()
+
     async def _watch_interfaces(self) -> None:
         while True:
             await asyncio.sleep(self._settings.address_interval)
-            self._addresses.read_interfaces()
+            self.read_interfaces()
 
     def _addresses_changed(self, addresses: tuple[Multiaddr, ...]) -> None:
         _log.info("addresses changed", addresses=[str(address) for address in addresses])
@@ -310,7 +320,12 @@ class Swarm:
             raise _stopping()
         existing = None if force_new else self._table.best(peer, policy)
         if existing is not None:
-            return existing
+            if self.may_carry is None or await self.may_carry(existing):
+                return existing
+            # Somebody may have made another one meanwhile. This one stays, for what runs on it.
+            other = self._table.best(peer, policy)
+            if other is not None and other is not existing:
+                return other
         self._table.check_room(peer)
         connection = await self._dialer.dial(
             peer, addresses, policy=policy, force_new=force_new, timeout=timeout

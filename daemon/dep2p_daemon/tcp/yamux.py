@@ -101,6 +101,11 @@ class YamuxSession:
     # What the application does.
 
     @property
+    def heard_at(self) -> float:
+        """When something last came from the peer."""
+        return self._keepalive.last_received
+
+    @property
     def can_open(self) -> bool:
         """Whether the peer has room for one more stream that it has not seen yet."""
         return self._unacknowledged < MAX_UNACKNOWLEDGED

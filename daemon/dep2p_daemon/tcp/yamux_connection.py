@@ -119,6 +119,11 @@ class YamuxConnection(Connection):
 
     @property
     @override
+    def heard_at(self) -> float | None:
+        return self._session.heard_at
+
+    @property
+    @override
     def streams(self) -> tuple[Stream, ...]:
         return tuple(stream for stream in self._streams.values() if not stream.closed)
 

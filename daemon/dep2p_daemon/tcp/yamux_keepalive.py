@@ -29,6 +29,11 @@ class Keepalive:
         """The shortest round trip so far, at least MIN_RTT; 0 while none is known."""
         return 0.0 if self._min_rtt is None else max(self._min_rtt, MIN_RTT)
 
+    @property
+    def last_received(self) -> float:
+        """When something last came from the peer."""
+        return self._last_received
+
     def received(self, now: float) -> None:
         """Something came from the peer."""
         self._last_received = now

@@ -12,6 +12,7 @@ from tests.memory_transport import MemoryConnection, MemoryNetwork
 from tests.virtual_time import virtual_time
 
 from dep2p_daemon.circuit.events import RelayChanged, RelaySource, RelayState
+from dep2p_daemon.circuit.messages import HOP_PROTOCOL
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings
 from dep2p_daemon.circuit.relay_server import RelayServerSettings
 from dep2p_daemon.circuit.relay_supervisor import RelaySupervisor, SupervisorSettings
@@ -19,7 +20,7 @@ from dep2p_daemon.errors import AuthenticationError, Dep2pError, UnreachableErro
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.protocols import ping
-from dep2p_daemon.swarm.events import AddressesChanged
+from dep2p_daemon.swarm.events import AddressesChanged, NetworkChange, NetworkChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,26 +60,14 @@ async def relay(network: MemoryNetwork, number: int, *listen: Multiaddr) -> Asyn
         yield made
 
 
-class Clock:
-    """Unix time that runs with the loop's, and can jump."""
-
-    def __init__(self) -> None:
-        self.jumped = 1_000_000.0
-
-    def __call__(self) -> float:
-        return now() + self.jumped
-
-
 @asynccontextmanager
 async def supervised(
-    network: MemoryNetwork, clock: Clock | None = None, **choice: float
+    network: MemoryNetwork, **choice: float
 ) -> AsyncIterator[tuple[Node, RelaySupervisor]]:
     settings = SupervisorSettings(choice=ChoiceSettings(**choice))  # type: ignore[arg-type]
     async with (
         node(memory(network), identify=True) as client,
-        RelaySupervisor(
-            client.client, client.swarm, client.events, settings, wall_clock=clock or Clock()
-        ) as supervisor,
+        RelaySupervisor(client.client, client.swarm, client.events, settings) as supervisor,
     ):
         ping.register(client.swarm)
         yield client, supervisor
@@ -227,21 +216,55 @@ async def test_a_way_that_died_silently_is_replaced_before_it_is_given_up() -> N
 
 
 @virtual_time
-async def test_after_a_sleep_relays_are_checked_at_once() -> None:
-    network, clock = MemoryNetwork(), Clock()
-    async with relay(network, 0) as there, supervised(network, clock) as (client, _):
+async def test_after_a_change_of_network_relays_are_checked_at_once_and_with_less_patience() -> (
+    None
+):
+    network = MemoryNetwork()
+    async with relay(network, 0) as there, supervised(network) as (client, _):
         client.client.add(full(0))
         await until_reserved(client, 0, within=1)
         await asyncio.sleep(61)
         old = way_of(client, 0)
         hang(there, client)
-        clock.jumped += 3600
-        await until_closed(old, within=2 + 4 + 1)
+        client.events.publish(NetworkChanged(NetworkChange.SLEPT, ("192.0.2.99",), ()))
+        await until_closed(old, within=2 + 0.5)
         assert reserved(client) == {KEYS[0].peer_id}
 
 
 @virtual_time
-async def test_after_a_change_of_network_relays_are_checked_at_once() -> None:
+async def test_a_relay_that_failed_is_tried_again_when_the_network_changes() -> None:
+    network = MemoryNetwork()
+    network.dead.add(quic(0))
+    network.dead.add(tcp(0))
+    async with relay(network, 0), relay(network, 1), supervised(network) as (client, _):
+        for number in (0, 1):
+            client.client.add(full(number))
+        await asyncio.sleep(300)  # with another relay held, pauses are long
+        assert reserved(client) == {KEYS[1].peer_id}
+        network.dead.clear()
+        client.events.publish(NetworkChanged(NetworkChange.LOST, (), ()))
+        client.events.publish(NetworkChanged(NetworkChange.MOVED, ("192.0.2.99",), ()))
+        await until_reserved(client, 0, 1, within=1)
+
+
+@virtual_time
+async def test_relays_that_were_known_before_a_restart_are_candidates() -> None:
+    network = MemoryNetwork()
+    async with relay(network, 0), node(memory(network), identify=True) as client:
+        # As the peerstore's file tells it.
+        client.swarm.peerstore.set_protocols(KEYS[0].peer_id, [HOP_PROTOCOL])
+        client.swarm.peerstore.add_addresses(KEYS[0].peer_id, [quic(0)], ttl=3600, source="relay")
+        client.swarm.peerstore.set_protocols(KEYS[1].peer_id, [ping.PROTOCOL])
+        client.swarm.peerstore.add_addresses(
+            KEYS[1].peer_id, [quic(1)], ttl=3600, source="identify"
+        )
+        async with RelaySupervisor(client.client, client.swarm, client.events):
+            await until_reserved(client, 0, within=5)
+            assert len(client.client.relays) == 1
+
+
+@virtual_time
+async def test_when_the_machines_addresses_change_relays_are_checked_at_once() -> None:
     network = MemoryNetwork()
     async with relay(network, 0) as there, supervised(network) as (client, _):
         client.client.add(full(0))

@@ -8,6 +8,7 @@ from dep2p.v1.event_pb2 import (
     ConnectionClosed,
     Event,
     Lost,
+    NetworkChanged,
     PathChanged,
     ReservationChanged,
     Stopping,
@@ -138,6 +139,14 @@ def test_only_a_relay_counts_reservations() -> None:
             ),
             "public /ip4/2",
         ),
+        (
+            Event(
+                network_changed=NetworkChanged(
+                    change=NetworkChanged.CHANGE_MOVED, sources=["192.0.2.7", "2001:db8::7"]
+                )
+            ),
+            "moved 192.0.2.7 2001:db8::7",
+        ),
         (Event(stopping=Stopping(reason="signal")), "signal"),
         (Event(lost=Lost(count=7)), "7 events"),
     ],
@@ -152,7 +161,7 @@ def test_every_event_is_one_line(event: Event, part: str) -> None:
 
 def test_no_kind_of_event_is_without_a_text() -> None:
     """A new member of the oneof wants a line in `_event_details`, and a row above."""
-    tested = 12
+    tested = 13
     assert len(Event.DESCRIPTOR.oneofs_by_name["event"].fields) == tested
 
 

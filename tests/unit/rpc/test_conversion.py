@@ -134,6 +134,9 @@ EVENTS: dict[str, object] = {
         RESERVATION, circuit_events.ReservationChange.REFRESHED
     ),
     "path_changed": paths.PathChanged(PEER.peer_id, StillConnection(), "relayed"),
+    "network_changed": swarm_events.NetworkChanged(
+        swarm_events.NetworkChange.MOVED, ("192.0.2.7",), ("192.0.2.1",)
+    ),
     "stopping": Stopping("signal"),
 }
 

@@ -42,6 +42,7 @@ class Event(_message.Message):
     STOPPING_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     REACHABILITY_CHANGED_FIELD_NUMBER: _builtins.int
+    NETWORK_CHANGED_FIELD_NUMBER: _builtins.int
     PATH_CHANGED_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bool
     """snapshot marks the events that describe the state at the start of a watch."""
@@ -94,6 +95,10 @@ class Event(_message.Message):
         """reachability_changed tells whether strangers can connect to this node."""
 
     @_builtins.property
+    def network_changed(self) -> Global___NetworkChanged:
+        """network_changed tells that this machine is on another network, or may be."""
+
+    @_builtins.property
     def path_changed(self) -> Global___PathChanged:
         """path_changed tells that new streams to a peer take another path."""
 
@@ -113,13 +118,14 @@ class Event(_message.Message):
         stopping: Global___Stopping | None = ...,
         lost: Global___Lost | None = ...,
         reachability_changed: _network_pb2.ReachabilityChanged | None = ...,
+        network_changed: Global___NetworkChanged | None = ...,
         path_changed: Global___PathChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "network_changed", b"network_changed", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "snapshot", b"snapshot", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "network_changed", b"network_changed", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "snapshot", b"snapshot", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["connection_opened", "connection_closed", "peer_identified", "addresses_changed", "relay_changed", "circuit_opened", "circuit_closed", "reservation_changed", "stopping", "lost", "reachability_changed", "path_changed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["connection_opened", "connection_closed", "peer_identified", "addresses_changed", "relay_changed", "circuit_opened", "circuit_closed", "reservation_changed", "stopping", "lost", "reachability_changed", "network_changed", "path_changed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -184,6 +190,73 @@ class PathChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PathChanged: _TypeAlias = PathChanged  # noqa: Y015
+
+@_typing.final
+class NetworkChanged(_message.Message):
+    """NetworkChanged tells that what was learnt of the network from outside is
+    void: observed addresses, reachability and port mappings are found out anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Change:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[NetworkChanged._Change.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CHANGE_UNSPECIFIED: NetworkChanged._Change.ValueType  # 0
+        """CHANGE_UNSPECIFIED is never sent."""
+        CHANGE_MOVED: NetworkChanged._Change.ValueType  # 1
+        """CHANGE_MOVED is another interface, gateway or source address."""
+        CHANGE_LOST: NetworkChanged._Change.ValueType  # 2
+        """CHANGE_LOST is no way to the Internet any more."""
+        CHANGE_INTERRUPTED: NetworkChanged._Change.ValueType  # 3
+        """CHANGE_INTERRUPTED is the same way again after it was cut."""
+        CHANGE_SLEPT: NetworkChanged._Change.ValueType  # 4
+        """CHANGE_SLEPT is that the machine slept."""
+
+    class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
+        """Change is what happened."""
+
+    CHANGE_UNSPECIFIED: NetworkChanged.Change.ValueType  # 0
+    """CHANGE_UNSPECIFIED is never sent."""
+    CHANGE_MOVED: NetworkChanged.Change.ValueType  # 1
+    """CHANGE_MOVED is another interface, gateway or source address."""
+    CHANGE_LOST: NetworkChanged.Change.ValueType  # 2
+    """CHANGE_LOST is no way to the Internet any more."""
+    CHANGE_INTERRUPTED: NetworkChanged.Change.ValueType  # 3
+    """CHANGE_INTERRUPTED is the same way again after it was cut."""
+    CHANGE_SLEPT: NetworkChanged.Change.ValueType  # 4
+    """CHANGE_SLEPT is that the machine slept."""
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
+    change: Global___NetworkChanged.Change.ValueType
+    """change is what happened."""
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """sources are our addresses on the ways out, one for each IP version."""
+
+    @_builtins.property
+    def gateways(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """gateways are the routers on them, as far as known."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___NetworkChanged.Change.ValueType = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+        gateways: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "gateways", b"gateways", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetworkChanged: _TypeAlias = NetworkChanged  # noqa: Y015
 
 @_typing.final
 class AddressesChanged(_message.Message):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dep2p.v1 import relay_pb2 as dep2p_dot_v1_dot_relay__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x65p2p/v1/relay_service.proto\x12\x08\x64\x65p2p.v1\x1a\x14\x64\x65p2p/v1/relay.proto\"&\n\x13\x43onnectRelayRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\")\n\x16\x44isconnectRelayRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\"\x19\n\x17\x44isconnectRelayResponse\"\x13\n\x11ListRelaysRequest\"5\n\x12ListRelaysResponse\x12\x1f\n\x06relays\x18\x01 \x03(\x0b\x32\x0f.dep2p.v1.Relay\"\x14\n\x12WatchRelaysRequest\"5\n\x13WatchRelaysResponse\x12\x1e\n\x05relay\x18\x01 \x01(\x0b\x32\x0f.dep2p.v1.Relay2\xbd\x02\n\x0cRelayService\x12>\n\x0c\x43onnectRelay\x12\x1d.dep2p.v1.ConnectRelayRequest\x1a\x0f.dep2p.v1.Relay\x12V\n\x0f\x44isconnectRelay\x12 .dep2p.v1.DisconnectRelayRequest\x1a!.dep2p.v1.DisconnectRelayResponse\x12G\n\nListRelays\x12\x1b.dep2p.v1.ListRelaysRequest\x1a\x1c.dep2p.v1.ListRelaysResponse\x12L\n\x0bWatchRelays\x12\x1c.dep2p.v1.WatchRelaysRequest\x1a\x1d.dep2p.v1.WatchRelaysResponse0\x01\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x65p2p/v1/relay_service.proto\x12\x08\x64\x65p2p.v1\x1a\x14\x64\x65p2p/v1/relay.proto\"&\n\x13\x43onnectRelayRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\")\n\x16\x44isconnectRelayRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\"*\n\x17\x44isconnectRelayResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\"\x13\n\x11ListRelaysRequest\"5\n\x12ListRelaysResponse\x12\x1f\n\x06relays\x18\x01 \x03(\x0b\x32\x0f.dep2p.v1.Relay\"\x14\n\x12WatchRelaysRequest\"5\n\x13WatchRelaysResponse\x12\x1e\n\x05relay\x18\x01 \x01(\x0b\x32\x0f.dep2p.v1.Relay2\xbd\x02\n\x0cRelayService\x12>\n\x0c\x43onnectRelay\x12\x1d.dep2p.v1.ConnectRelayRequest\x1a\x0f.dep2p.v1.Relay\x12V\n\x0f\x44isconnectRelay\x12 .dep2p.v1.DisconnectRelayRequest\x1a!.dep2p.v1.DisconnectRelayResponse\x12G\n\nListRelays\x12\x1b.dep2p.v1.ListRelaysRequest\x1a\x1c.dep2p.v1.ListRelaysResponse\x12L\n\x0bWatchRelays\x12\x1c.dep2p.v1.WatchRelaysRequest\x1a\x1d.dep2p.v1.WatchRelaysResponse0\x01\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DISCONNECTRELAYREQUEST']._serialized_start=104
   _globals['_DISCONNECTRELAYREQUEST']._serialized_end=145
   _globals['_DISCONNECTRELAYRESPONSE']._serialized_start=147
-  _globals['_DISCONNECTRELAYRESPONSE']._serialized_end=172
-  _globals['_LISTRELAYSREQUEST']._serialized_start=174
-  _globals['_LISTRELAYSREQUEST']._serialized_end=193
-  _globals['_LISTRELAYSRESPONSE']._serialized_start=195
-  _globals['_LISTRELAYSRESPONSE']._serialized_end=248
-  _globals['_WATCHRELAYSREQUEST']._serialized_start=250
-  _globals['_WATCHRELAYSREQUEST']._serialized_end=270
-  _globals['_WATCHRELAYSRESPONSE']._serialized_start=272
-  _globals['_WATCHRELAYSRESPONSE']._serialized_end=325
-  _globals['_RELAYSERVICE']._serialized_start=328
-  _globals['_RELAYSERVICE']._serialized_end=645
+  _globals['_DISCONNECTRELAYRESPONSE']._serialized_end=189
+  _globals['_LISTRELAYSREQUEST']._serialized_start=191
+  _globals['_LISTRELAYSREQUEST']._serialized_end=210
+  _globals['_LISTRELAYSRESPONSE']._serialized_start=212
+  _globals['_LISTRELAYSRESPONSE']._serialized_end=265
+  _globals['_WATCHRELAYSREQUEST']._serialized_start=267
+  _globals['_WATCHRELAYSREQUEST']._serialized_end=287
+  _globals['_WATCHRELAYSRESPONSE']._serialized_start=289
+  _globals['_WATCHRELAYSRESPONSE']._serialized_end=342
+  _globals['_RELAYSERVICE']._serialized_start=345
+  _globals['_RELAYSERVICE']._serialized_end=662
 # @@protoc_insertion_point(module_scope)

@@ -27,8 +27,9 @@ class ConnectRelayRequest(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """address is the relay's multiaddr with its peer id:
-    /ip4/203.0.113.10/udp/4001/quic-v1/p2p/<relay>.
+    """address is the relay's multiaddr with its peer id, such as
+    /ip4/203.0.113.10/udp/4001/quic-v1/p2p/<relay>; or host:port, or
+    /dnsaddr/<name>.
     """
     def __init__(
         self,
@@ -51,7 +52,7 @@ class DisconnectRelayRequest(_message.Message):
 
     PEER_ID_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
-    """peer_id is the relay's."""
+    """peer_id is the relay's, or the host:port by which it was named."""
     def __init__(
         self,
         *,
@@ -67,16 +68,21 @@ Global___DisconnectRelayRequest: _TypeAlias = DisconnectRelayRequest  # noqa: Y0
 
 @_typing.final
 class DisconnectRelayResponse(_message.Message):
-    """DisconnectRelayResponse is empty."""
+    """DisconnectRelayResponse tells who was given up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    peer_id: _builtins.str
+    """peer_id is the relay's; empty when it had not been found yet."""
     def __init__(
         self,
+        *,
+        peer_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer_id", b"peer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,7 +65,9 @@ class RelayServiceServicer(object):
     def ConnectRelay(self, request, context):
         """ConnectRelay connects to a relay and reserves a slot there; it returns when
         the reservation is held. The reservation is refreshed, and made again after
-        a lost connection, until DisconnectRelay.
+        a lost connection, until DisconnectRelay. Of a host it is found out first who
+        the relay there is: by /dnsaddr records, else whoever answers first is
+        remembered as that relay, also after a restart.
         Errors: INVALID_ARGUMENT (the address lacks the relay's peer id),
         UNAVAILABLE (not reached; says what to check), RESOURCE_EXHAUSTED or
         PERMISSION_DENIED (the relay refused), FAILED_PRECONDITION with reason
@@ -78,7 +80,10 @@ class RelayServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DisconnectRelay(self, request, context):
-        """DisconnectRelay gives the reservation up and forgets the relay.
+        """DisconnectRelay gives the reservation up and forgets the relay: also who was
+        found at its host and port, and the relay is not taken as a discovered one. A
+        relay of the configuration is back at the daemon's next start.
+        Errors: NOT_FOUND (it is not among the relays).
 
         dep2pctl: relay disconnect
         """

@@ -20,7 +20,9 @@ class RelayServiceStub:
     ConnectRelay: _aio.UnaryUnaryMultiCallable[_relay_service_pb2.ConnectRelayRequest, _relay_pb2.Relay]
     """ConnectRelay connects to a relay and reserves a slot there; it returns when
     the reservation is held. The reservation is refreshed, and made again after
-    a lost connection, until DisconnectRelay.
+    a lost connection, until DisconnectRelay. Of a host it is found out first who
+    the relay there is: by /dnsaddr records, else whoever answers first is
+    remembered as that relay, also after a restart.
     Errors: INVALID_ARGUMENT (the address lacks the relay's peer id),
     UNAVAILABLE (not reached; says what to check), RESOURCE_EXHAUSTED or
     PERMISSION_DENIED (the relay refused), FAILED_PRECONDITION with reason
@@ -29,7 +31,10 @@ class RelayServiceStub:
     dep2pctl: relay connect
     """
     DisconnectRelay: _aio.UnaryUnaryMultiCallable[_relay_service_pb2.DisconnectRelayRequest, _relay_service_pb2.DisconnectRelayResponse]
-    """DisconnectRelay gives the reservation up and forgets the relay.
+    """DisconnectRelay gives the reservation up and forgets the relay: also who was
+    found at its host and port, and the relay is not taken as a discovered one. A
+    relay of the configuration is back at the daemon's next start.
+    Errors: NOT_FOUND (it is not among the relays).
 
     dep2pctl: relay disconnect
     """
@@ -55,7 +60,9 @@ class RelayServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_relay_pb2.Relay]:
         """ConnectRelay connects to a relay and reserves a slot there; it returns when
         the reservation is held. The reservation is refreshed, and made again after
-        a lost connection, until DisconnectRelay.
+        a lost connection, until DisconnectRelay. Of a host it is found out first who
+        the relay there is: by /dnsaddr records, else whoever answers first is
+        remembered as that relay, also after a restart.
         Errors: INVALID_ARGUMENT (the address lacks the relay's peer id),
         UNAVAILABLE (not reached; says what to check), RESOURCE_EXHAUSTED or
         PERMISSION_DENIED (the relay refused), FAILED_PRECONDITION with reason
@@ -70,7 +77,10 @@ class RelayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _relay_service_pb2.DisconnectRelayRequest,
         context: _aio.ServicerContext[_relay_service_pb2.DisconnectRelayRequest, _abc.Awaitable[_relay_service_pb2.DisconnectRelayResponse]],
     ) -> _abc.Awaitable[_relay_service_pb2.DisconnectRelayResponse]:
-        """DisconnectRelay gives the reservation up and forgets the relay.
+        """DisconnectRelay gives the reservation up and forgets the relay: also who was
+        found at its host and port, and the relay is not taken as a discovered one. A
+        relay of the configuration is back at the daemon's next start.
+        Errors: NOT_FOUND (it is not among the relays).
 
         dep2pctl: relay disconnect
         """

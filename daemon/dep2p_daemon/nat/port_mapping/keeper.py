@@ -113,6 +113,15 @@ class GatewayKeeper:
             del self._leases[port]
             self.on_change()
 
+    def renew_all(self) -> None:
+        """Ask for every port again: this may be another gateway at the same address.
+
+        Never blocks.
+        """
+        for lease in self._leases.values():
+            lease.due = self._now()
+        self._wake.set()
+
     async def run(self) -> None:
         """Map and renew until cancelled.
 

@@ -21,7 +21,7 @@ from dep2p_daemon.nat.port_mapping.gateway import default_gateway
 from dep2p_daemon.nat.port_mapping.keeper import GatewayKeeper, KeeperSettings
 from dep2p_daemon.nat.port_mapping.status import GatewayStatus, PortMappingChanged
 from dep2p_daemon.nat.port_mapping.terms import Endpoint, Port, Transport
-from dep2p_daemon.swarm.events import AddressesChanged
+from dep2p_daemon.swarm.events import AddressesChanged, NetworkChanged
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,6 +83,8 @@ class PortMapper:
         self._tasks = asyncio.TaskGroup()
         self._work: list[asyncio.Task[None]] = []
         self._told: tuple[GatewayStatus, ...] = ()
+        self._network_changes = 0
+        """So many so far: after one, a gateway may be another one at the same address."""
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -142,7 +144,12 @@ class PortMapper:
     async def _follow_events(self) -> None:
         with self._swarm.events.subscribe() as events:
             while True:
-                if isinstance(await events.next(), AddressesChanged) or events.take_lost():
+                event = await events.next()
+                if isinstance(event, NetworkChanged):
+                    self._network_changes += 1
+                    for keeper in self._keepers.values():
+                        keeper.renew_all()
+                if isinstance(event, AddressesChanged | NetworkChanged) or events.take_lost():
                     for changed in self._changed.values():
                         changed.set()
 
@@ -237,12 +244,16 @@ class PortMapper:
     async def _until_changed_or_retry(self, version: int, gateway: Gateway) -> None:
         """Wait until there is another gateway, or this one may have changed its mind."""
         now = asyncio.get_running_loop().time
-        ports = self._ports(gateway)
+        ports, network = self._ports(gateway), self._network_changes
         until = now() + (self._retry_after[version] or self._settings.retry)
         while (left := until - now()) > 0:
             self._changed[version].clear()
             await self._changed_or(version, min(left, self._settings.route_interval))
-            if self._find_gateway(version) != gateway or self._ports(gateway) != ports:
+            if (
+                self._find_gateway(version) != gateway
+                or self._ports(gateway) != ports
+                or self._network_changes != network
+            ):
                 return
 
     async def _changed_or(
