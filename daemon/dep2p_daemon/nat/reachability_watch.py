@@ -181,6 +181,8 @@ class ReachabilityWatch:
                 event = await events.next()
                 if isinstance(event, AddressesChanged | PeerIdentified | ConnectionClosed):
                     self._nudge.set()
+                elif isinstance(event, NetworkChanged):
+                    self.forget_all()
 
     async def _ask_on(self) -> None:
         while True:
