@@ -199,7 +199,10 @@ class Daemon:
             self.relay_supervisor.add(address)
         self.port_mapper = None
         if config.nat.port_mapping:
-            self.port_mapper = await stack.enter_async_context(PortMapper(self.swarm))
+            watch = self.reachability
+            self.port_mapper = await stack.enter_async_context(
+                PortMapper(self.swarm, verdicts=lambda: watch.addresses if watch else ())
+            )
         if config.discovery.mdns:
             await stack.enter_async_context(Mdns(self.swarm, self.events))
         self.metrics_server = None

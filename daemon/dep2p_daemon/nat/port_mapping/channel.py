@@ -12,6 +12,7 @@ from typing_extensions import override
 from dep2p_daemon.errors import ProtocolViolationError, UnreachableError
 from dep2p_daemon.nat.port_mapping.gateway import Gateway, socket_address
 from dep2p_daemon.nat.port_mapping.nat_pmp import GATEWAY_PORT
+from dep2p_daemon.nat.port_mapping.terms import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -105,7 +106,7 @@ class GatewayChannel(asyncio.DatagramProtocol):
     def _unreachable(self, why: str) -> UnreachableError:
         return UnreachableError(
             f"the gateway {self._gateway.address} does not answer: {why}",
-            reason="GATEWAY_SILENT",
+            reason=SILENT,
             gateway=self._gateway.address,
         )
 

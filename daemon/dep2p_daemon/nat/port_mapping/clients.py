@@ -1,27 +1,28 @@
-"""The two protocols behind one face: map a port, end a mapping, ask whether the gateway lives.
+"""The protocols behind one face: map a port, end a mapping, ask whether the gateway lives.
 
 A client counts only answers that fit its question: PCP's with our nonce, NAT-PMP's (which has
-none) for the same transport and port.
+none) for the same transport and port. UPnP's client is in `upnp.py`.
 """
 
 from __future__ import annotations
 
 import itertools
 import secrets
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import Protocol as TypingProtocol
 
 from dep2p_daemon.errors import ProtocolNotSupportedError
 from dep2p_daemon.nat.port_mapping import nat_pmp, pcp
 from dep2p_daemon.nat.port_mapping.terms import (
-    MAX_LIFETIME,
-    MIN_LIFETIME,
+    MAX_RETRY,
     Endpoint,
     Granted,
     Port,
     Protocol,
     Refused,
-    is_usable,
+    granted,
 )
 
 if TYPE_CHECKING:
@@ -38,14 +39,15 @@ FAREWELL: Final = (0.25, 0.5)
 """Seconds to wait for the confirmation that a mapping has ended; it dies by itself at worst."""
 MIN_RETRY: Final = 30.0
 """Seconds after a refusal; PCP's short one (RFC 6887, 7.4)."""
-MAX_RETRY: Final = 1800.0
-"""Seconds: PCP's long one. Whatever a gateway says, we ask again after this."""
 NAT_PMP_RETRY: Final = {
     nat_pmp.Result.NETWORK_FAILURE: 30.0,
     nat_pmp.Result.OUT_OF_RESOURCES: 60.0,
 }
 """Seconds; NAT-PMP's refusals do not tell. A router that starts has no outer address yet."""
 NAT_PMP_LONG_RETRY: Final = 600.0
+FIRST_QUESTIONS: Final = 5
+"""Packets of NAT-PMP before the gateway has ever answered one: 7.75 s instead of RFC 6886's
+127.75 s, since UPnP waits for its turn behind it."""
 LOOKS: Final = 4
 """Packets of a NAT-PMP question for the epoch alone."""
 
@@ -54,7 +56,6 @@ class PcpClient:
     """RFC 6887."""
 
     protocol: ClassVar = Protocol.PCP
-    versions: ClassVar = (4, 6)
 
     def __init__(
         self, channel: Channel, gateway: Gateway, now: Callable[[], float], random: Random
@@ -85,7 +86,7 @@ class PcpClient:
             return Refused(
                 pcp.result_name(answer.result), min(max(answer.lifetime, MIN_RETRY), MAX_RETRY)
             )
-        return _granted(answer.external, answer.lifetime, self._client.version)
+        return granted(answer.external, answer.lifetime, self._client.version)
 
     async def unmap(self, port: Port) -> None:
         """End a mapping.
@@ -157,7 +158,6 @@ class NatPmpClient:
     """RFC 6886."""
 
     protocol: ClassVar = Protocol.NAT_PMP
-    versions: ClassVar = (4,)
 
     def __init__(
         self, channel: Channel, gateway: Gateway, now: Callable[[], float], random: Random
@@ -170,7 +170,10 @@ class NatPmpClient:
 
     async def map(self, port: Port, lifetime: int, last: Endpoint | None) -> Granted | Refused:
         """Ask for the gateway's address, and for `port` to be mapped; see `PcpClient.map`."""
-        address = await self._ask_address(nat_pmp.RETRANSMISSIONS)
+        known = self._epoch.is_known
+        address = await self._ask_address(
+            nat_pmp.RETRANSMISSIONS if known else nat_pmp.RETRANSMISSIONS[:FIRST_QUESTIONS]
+        )
         if address.address is None:
             return _refused(address.result)
         answer = await self._ask_map(
@@ -179,7 +182,7 @@ class NatPmpClient:
         if answer.result != nat_pmp.Result.SUCCESS:
             return _refused(answer.result)
         external = Endpoint(address.address, answer.external_port or 0)
-        return _granted(external, answer.lifetime or 0, 4)
+        return granted(external, answer.lifetime or 0, 4)
 
     async def unmap(self, port: Port) -> None:
         """End a mapping; see `PcpClient.unmap`."""
@@ -219,8 +222,48 @@ class NatPmpClient:
         self.restarted |= self._epoch.restarted(epoch, self._now())
 
 
-Client: TypeAlias = PcpClient | NatPmpClient
-CLIENTS: Final = (PcpClient, NatPmpClient)
+class Client(TypingProtocol):
+    """A protocol that is spoken with one gateway."""
+
+    protocol: ClassVar[Protocol]
+    restarted: bool
+    """The gateway has lost its mappings; whoever makes them anew clears this."""
+
+    async def map(self, port: Port, lifetime: int, last: Endpoint | None) -> Granted | Refused:
+        """See `PcpClient.map`."""
+        ...
+
+    async def unmap(self, port: Port) -> None:
+        """See `PcpClient.unmap`."""
+        ...
+
+    async def look(self) -> None:
+        """See `PcpClient.look`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKind:
+    """A protocol that may be tried."""
+
+    protocol: Protocol
+    versions: tuple[int, ...]
+    """Of IP."""
+    make: Callable[[Channel, Gateway, Callable[[], float], Random], Client]
+
+
+def _upnp(channel: Channel, gateway: Gateway, now: Callable[[], float], random: Random) -> Client:
+    # Here, because most gateways answer before it comes to UPnP, and most machines have none.
+    from dep2p_daemon.nat.port_mapping.upnp import UpnpClient
+
+    return UpnpClient(channel, gateway, now, random)
+
+
+CLIENTS: Final = (
+    ClientKind(Protocol.PCP, (4, 6), PcpClient),
+    ClientKind(Protocol.NAT_PMP, (4,), NatPmpClient),
+    ClientKind(Protocol.UPNP, (4,), _upnp),
+)
 """In the order in which they are tried."""
 
 
@@ -228,12 +271,3 @@ def _refused(result: int) -> Refused:
     known = next((one for one in nat_pmp.Result if one == result), None)
     retry = NAT_PMP_LONG_RETRY if known is None else NAT_PMP_RETRY.get(known, NAT_PMP_LONG_RETRY)
     return Refused(nat_pmp.result_name(result), retry)
-
-
-def _granted(external: Endpoint, lifetime: int, version: int) -> Granted | Refused:
-    """Check what the gateway says it gave."""
-    if not is_usable(external) or external.ip.version != version:
-        return Refused("EXTERNAL_ADDRESS_INVALID", MAX_RETRY)
-    if lifetime < MIN_LIFETIME:
-        return Refused("LIFETIME_TOO_SHORT", MAX_RETRY)
-    return Granted(external, min(lifetime, MAX_LIFETIME))

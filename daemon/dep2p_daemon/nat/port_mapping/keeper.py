@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from dep2p_daemon.errors import ProtocolNotSupportedError, UnreachableError
-from dep2p_daemon.nat.port_mapping.clients import CLIENTS, Client
+from dep2p_daemon.nat.port_mapping.clients import CLIENTS, Client, ClientKind
 from dep2p_daemon.nat.port_mapping.status import GatewayStatus, PortMapping
-from dep2p_daemon.nat.port_mapping.terms import Endpoint, Granted, Port, Refused
+from dep2p_daemon.nat.port_mapping.terms import SILENT, Endpoint, Granted, Port, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,6 +32,11 @@ MIN_RENEWAL: Final = 4.0
 """Seconds between two requests for one port (RFC 6887, 11.2.1)."""
 RENEWAL_JITTER: Final = 1 / 8
 """Of the life: renewals fall between 1/2 and 5/8 of it, so that hosts do not come together."""
+
+_REMEDY: Final = (
+    "allow port mapping (UPnP, NAT-PMP, PCP) in the router's settings, or forward the port there "
+    "by hand"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +78,8 @@ class GatewayKeeper:
     random: random.Random = field(default_factory=random.SystemRandom)
     client: Client | None = None
     """None until a protocol has worked."""
+    clients: tuple[ClientKind, ...] = CLIENTS
+    """In the order in which they are tried."""
     retry_after: float = 0.0
     """Seconds in which to not ask the gateway again, if it refused; 0: it did not say."""
     _leases: dict[Port, _Lease] = field(default_factory=dict)
@@ -170,17 +177,18 @@ class GatewayKeeper:
 
     async def _choose(self) -> Client:
         """Find the protocol that maps our first port."""
-        last_error: Exception | None = None
+        last_error: UnreachableError | ProtocolNotSupportedError | None = None
         port = next(iter(self._leases))
-        for kind in CLIENTS:
+        for kind in self.clients:
             if self.gateway.address.version not in kind.versions:
                 continue
-            client = kind(self.channel, self.gateway, self._now, self.random)
+            client = kind.make(self.channel, self.gateway, self._now, self.random)
             try:
                 answer = await client.map(port, self.settings.lifetime, None)
             except (UnreachableError, ProtocolNotSupportedError) as error:
                 _log.debug("no port mapping", protocol=kind.protocol.value, error=error.message)
-                last_error = last_error or error
+                if last_error is None or last_error.reason == SILENT:
+                    last_error = error
                 continue
             if isinstance(answer, Granted):
                 self.client = client
@@ -191,11 +199,18 @@ class GatewayKeeper:
                 f"the gateway {self.gateway.address} refuses to map ports "
                 f"({kind.protocol.value}: {answer.reason})",
                 reason=answer.reason,
-                remedy="allow port mapping (UPnP, NAT-PMP, PCP) in the router's settings, or "
-                "forward the port there by hand",
+                remedy=_REMEDY,
                 gateway=self.gateway.address,
             )
         assert last_error is not None
+        if last_error.reason == SILENT:
+            names = ", ".join(kind.protocol.value for kind in self.clients)
+            raise UnreachableError(
+                f"the gateway {self.gateway.address} does not answer ({names})",
+                reason=SILENT,
+                remedy=_REMEDY,
+                gateway=self.gateway.address,
+            )
         raise last_error
 
     async def _renew(self, client: Client, port: Port) -> None:

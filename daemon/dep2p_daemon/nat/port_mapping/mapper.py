@@ -2,7 +2,9 @@
 
 One task for each IP version looks for the gateway, keeps the mappings there (`GatewayKeeper`), and
 begins anew when the network has changed. IPv4 ports are mapped where our address is private; for
-IPv6, PCP opens the gateway's firewall. Nothing is sent to anybody but the default gateway.
+IPv6, PCP opens the gateway's firewall. Nothing is sent to anybody but the default gateway, apart
+from UPnP's search (`lan.py`). Where a gateway says our ports are, we tell peers; what several
+AutoNAT servers could not connect to is taken back, for a gateway may err or lie.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ from dep2p_daemon.errors import Dep2pError
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.nat.candidates import is_public
 from dep2p_daemon.nat.port_mapping.channel import open_channel
+from dep2p_daemon.nat.port_mapping.clients import CLIENTS
 from dep2p_daemon.nat.port_mapping.gateway import default_gateway
 from dep2p_daemon.nat.port_mapping.keeper import GatewayKeeper, KeeperSettings
 from dep2p_daemon.nat.port_mapping.status import GatewayStatus, PortMappingChanged
 from dep2p_daemon.nat.port_mapping.terms import Endpoint, Port, Transport
+from dep2p_daemon.nat.reachability import AddressReachability, Verdict
 from dep2p_daemon.swarm.events import AddressesChanged, NetworkChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from dep2p_daemon.nat.port_mapping.channel import Channel
+    from dep2p_daemon.nat.port_mapping.clients import ClientKind
     from dep2p_daemon.nat.port_mapping.gateway import Gateway
     from dep2p_daemon.swarm.swarm import Swarm
 
@@ -45,6 +50,12 @@ GATEWAY_BEHIND_NAT: Final = (
     "GATEWAY_BEHIND_NAT",
     "the gateway's outer address is not public: it is behind another NAT",
 )
+REFUTED: Final = (
+    "EXTERNAL_ADDRESS_REFUTED",
+    "peers cannot connect to where the gateway says our ports are",
+)
+MIN_REFUTATIONS: Final = 3
+"""AutoNAT servers that agree; any single one may lie as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +66,9 @@ class PortMapperSettings:
     retry: float = 600.0
     """Until a gateway that maps nothing is asked again, if the network does not change before."""
     route_interval: float = 15.0
-    """Between two looks at the default route."""
+    """Between two looks at the default route and at AutoNAT's verdicts."""
+    refuted_for: float = 600.0
+    """Until an address that could not be connected to is told, and judged, again."""
 
 
 class PortMapper:
@@ -69,13 +82,22 @@ class PortMapper:
         find_gateway: Callable[[int], Gateway | None] = default_gateway,
         open_channel: Callable[[Gateway], Awaitable[Channel]] = open_channel,
         is_public: Callable[[Multiaddr], bool] = is_public,
+        clients: tuple[ClientKind, ...] = CLIENTS,
+        verdicts: Callable[[], Iterable[AddressReachability]] = tuple,
     ) -> None:
-        """The functions are parameters because tests run on one machine without a gateway."""
+        """`verdicts` are AutoNAT's on our addresses.
+
+        The other functions are parameters because tests run on one machine without a gateway.
+        """
         self._swarm = swarm
         self._settings = settings or PortMapperSettings()
         self._find_gateway = find_gateway
         self._open_channel = open_channel
         self._is_public = is_public
+        self._clients = clients
+        self._verdicts = verdicts
+        self._refuted: dict[Multiaddr, float] = {}
+        """Addresses that are not told, and until when."""
         self._keepers: dict[int, GatewayKeeper] = {}
         self._idle = {version: GatewayStatus(version=version) for version in VERSIONS}
         self._changed = {version: asyncio.Event() for version in VERSIONS}
@@ -112,7 +134,7 @@ class PortMapper:
 
     @property
     def protocol(self) -> str:
-        """For netcheck: "pcp" or "nat-pmp", "none" when nothing is mapped, "" while it is tried."""
+        """For netcheck: "pcp", "nat-pmp" or "upnp"; "none": nothing is mapped; "": not known."""
         status = self.status
         used = [one.protocol for one in status if one.protocol is not None]
         if used:
@@ -128,7 +150,7 @@ class PortMapper:
             for mapping in keeper.mappings
             if mapping.external is not None
             for address in (_multiaddr(mapping.port, mapping.external),)
-            if self._is_public(address)
+            if self._is_public(address) and address not in self._refuted
         )
 
     def _status(self, version: int) -> GatewayStatus:
@@ -139,6 +161,9 @@ class PortMapper:
         outside = [one.external for one in status.mappings if one.external is not None]
         if outside and not any(self._is_public(_multiaddr(_ANY, one)) for one in outside):
             return _with_error(status, GATEWAY_BEHIND_NAT)
+        told = [_multiaddr(one.port, one.external) for one in status.mappings if one.external]
+        if told and all(address in self._refuted for address in told):
+            return _with_error(status, REFUTED)
         return status
 
     async def _follow_events(self) -> None:
@@ -147,11 +172,29 @@ class PortMapper:
                 event = await events.next()
                 if isinstance(event, NetworkChanged):
                     self._network_changes += 1
+                    self._refuted.clear()
                     for keeper in self._keepers.values():
                         keeper.renew_all()
                 if isinstance(event, AddressesChanged | NetworkChanged) or events.take_lost():
                     for changed in self._changed.values():
                         changed.set()
+
+    def _judge(self) -> None:
+        """Take back what AutoNAT servers could not connect to, for a while."""
+        now = asyncio.get_running_loop().time()
+        before = set(self._refuted)
+        self._refuted = {one: until for one, until in self._refuted.items() if until > now}
+        mapped = self.external_addresses
+        for one in self._verdicts():
+            if (
+                one.address in mapped
+                and one.verdict is Verdict.PRIVATE
+                and one.confidence >= MIN_REFUTATIONS
+            ):
+                _log.info("a mapped address is refuted", address=str(one.address))
+                self._refuted[one.address] = now + self._settings.refuted_for
+        if set(self._refuted) != before:
+            self._tell()
 
     # ------------------------------------------------------------------ one IP version
 
@@ -186,6 +229,7 @@ class PortMapper:
             await self._open_channel(gateway),
             self._settings.keeper,
             self._tell,
+            clients=self._clients,
         )
         keeper.set_ports(self._ports(gateway))
         self._keepers[version] = keeper
@@ -197,6 +241,7 @@ class PortMapper:
                     await keeper.remove_all()
                     break
                 keeper.set_ports(self._ports(gateway))
+                self._judge()
                 self._changed[version].clear()
                 await self._changed_or(version, self._settings.route_interval, running)
                 if running.done():

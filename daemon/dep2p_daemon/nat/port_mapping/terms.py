@@ -9,6 +9,10 @@ from typing import Final, TypeAlias
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
+SILENT: Final = "GATEWAY_SILENT"
+"""The reason of an error: no answer."""
+MAX_RETRY: Final = 1800.0
+"""Seconds: PCP's long one. Whatever a gateway says, we ask again after this."""
 MIN_LIFETIME: Final = 8
 """Seconds; of less than that nothing could be renewed (RFC 6887, 11.2.1: at least 4 s apart)."""
 MAX_LIFETIME: Final = 24 * 3600
@@ -20,6 +24,7 @@ class Protocol(enum.Enum):
 
     PCP = "PCP"
     NAT_PMP = "NAT_PMP"
+    UPNP = "UPNP"
 
 
 class Transport(enum.IntEnum):
@@ -74,3 +79,12 @@ def is_usable(endpoint: Endpoint) -> bool:
         or ip.is_link_local
         or (isinstance(ip, IPv4Address) and ip.is_reserved)
     )
+
+
+def granted(external: Endpoint, lifetime: int, version: int) -> Granted | Refused:
+    """Check what the gateway says it gave."""
+    if not is_usable(external) or external.ip.version != version:
+        return Refused("EXTERNAL_ADDRESS_INVALID", MAX_RETRY)
+    if lifetime < MIN_LIFETIME:
+        return Refused("LIFETIME_TOO_SHORT", MAX_RETRY)
+    return Granted(external, min(lifetime, MAX_LIFETIME))
