@@ -10,6 +10,7 @@ because of mDNS alone. Only addresses of the private networks that we are in are
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -136,6 +137,8 @@ class Mdns:
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+        # It writes a traceback for each packet that an interface which went away does not take.
+        logging.getLogger("zeroconf").setLevel(logging.ERROR)
         hosts = list(dict.fromkeys(str(address.ip) for address in addresses))
         v6 = any(":" in host for host in hosts)
         v4 = any(":" not in host for host in hosts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
+LOOKS_PER_INTERVAL: Final = 2
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LivenessSettings:
-    """Times in seconds. A dead path is noticed after `interval + tries * timeout` at most."""
+    """Times in seconds. A dead path is noticed after 1.5 `interval` + `tries` * `timeout`."""
 
     interval: float = 4.0
     """Silence after which the peer is pinged."""
@@ -40,11 +43,15 @@ class LivenessSettings:
 
 async def guard(swarm: Swarm, connection: Connection, settings: LivenessSettings) -> None:
     """Watch `connection` until it ends; end it when the peer cannot be heard any more."""
+    silent, before = 0.0, _signs_of_life(connection)
     while not connection.is_closed:
-        before = _signs_of_life(connection)
-        await asyncio.sleep(settings.interval)
-        if _signs_of_life(connection) == before:
+        await asyncio.sleep(settings.interval / LOOKS_PER_INTERVAL)
+        now = _signs_of_life(connection)
+        silent = silent + settings.interval / LOOKS_PER_INTERVAL if now == before else 0.0
+        if silent >= settings.interval:
             await check(swarm, connection, settings)
+            silent, now = 0.0, _signs_of_life(connection)
+        before = now
 
 
 async def check(swarm: Swarm, connection: Connection, settings: LivenessSettings) -> bool:
