@@ -196,7 +196,7 @@ class Attempt:
         ours = connection.direction is Direction.OUTBOUND
         punched = any(
             connection.remote_address in other.addresses
-            and (other.role is PunchRole.CLIENT or connection.remote_address.transport == "tcp")
+            and (other.role is not PunchRole.SERVER or connection.remote_address.transport == "tcp")
             for other in self.trail.steps
             if other.kind is StepKind.PUNCH
         )
@@ -210,16 +210,18 @@ class Attempt:
 
     # Packets
 
-    async def act(self, step: Step, *, probe: bool, window: float) -> bool:
+    async def act(self, step: Step, *, window: float, dial_after: float = 0.0) -> bool:
         """Punch `step.addresses` until there is a direct connection, for `window` seconds.
 
-        `probe`: open our NAT with random packets and wait to be dialled (QUIC's server);
-        otherwise dial. TCP is dialled either way, and DCUtR's initiator never begins its
-        handshake. Dials go on after the window, until the attempt ends or their time is up.
+        As QUIC's server, open our NAT with random packets and wait to be dialled, but dial too
+        when nobody has come for `dial_after` seconds; otherwise dial. TCP is dialled either way,
+        and DCUtR's initiator never begins its handshake. Dials go on after the window, until the
+        attempt ends or their time is up.
         """
         if self.ended.is_set():
             return False
-        began = time.monotonic()
+        now = asyncio.get_running_loop().time
+        began = now()
         self._last_error = ""
         sent_before = self._probes_sent
         self.record_step(step)
@@ -227,18 +229,26 @@ class Attempt:
         for address in step.addresses:
             if address.transport == "tcp":
                 self.spawn(self._dial(address, simultaneous=True))
-            elif probe:
+            elif step.role is PunchRole.SERVER:
                 probes.append(self.spawn(self._send_probes(address)))
             else:
                 self.spawn(self._dial(address, simultaneous=False))
-        await asyncio.wait({self.direct}, timeout=window)
+        if probes:
+            await asyncio.wait({self.direct}, timeout=dial_after)
+            if not self.direct.done() and not self.ended.is_set():
+                step = dataclasses.replace(step, role=PunchRole.BOTH)
+                self.record_step(step)
+                for address in step.addresses:
+                    if address.transport != "tcp":
+                        self.spawn(self._dial(address, simultaneous=False))
+        await asyncio.wait({self.direct}, timeout=max(0.0, window - (now() - began)))
         for task in probes:
             task.cancel()
         done = self.direct.done()
         self.record_step(
             dataclasses.replace(
                 step,
-                duration=time.monotonic() - began,
+                duration=now() - began,
                 probes=self._probes_sent - sent_before,
                 outcome=Outcome.DIRECT if done else Outcome.FAILED,
                 detail="" if done else self._last_error,

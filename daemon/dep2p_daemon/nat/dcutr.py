@@ -5,9 +5,10 @@ https://github.com/libp2p/specs/blob/master/relay/DCUtR.md#the-protocol
 A dialled B through a relay. B, the *initiator*, opens a stream over the relayed connection, sends
 CONNECT, gets CONNECT, sends SYNC and waits half of the round trip it measured; A, the *receiver*,
 acts on SYNC. So both act at about the same time. A is the QUIC client (or TCP's), B the server:
-it sends random packets that open its NAT. In the last of three rounds B is a client too, as
-go-libp2p has it: that gets through a NAT of B's own that maps each destination elsewhere, and
-helps with peers that have the roles the wrong way round.
+it sends random packets that open its NAT. When A has not come after a few round trips, B dials
+too: A's packets have opened A's NAT, and only B's own get through a NAT of B's that maps each
+destination elsewhere. In the last of three rounds B is a client from the start, as go-libp2p has
+it, which helps with peers that have the roles the wrong way round.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class PunchRole(enum.Enum):
     """Dials."""
     SERVER = "SERVER"
     """Opens its NAT and waits to be dialled."""
+    BOTH = "BOTH"
+    """The same, and dials when nobody has come for a moment."""
 
 
 def initiator_role(round_number: int, own_mapping: MappingBehaviour) -> PunchRole:

@@ -52,7 +52,11 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 ROUND_TRIPS_PER_ROUND: Final = 5
+ROUND_TRIPS_BEFORE_DIAL: Final = 2.5
+"""For the peer's dial: its first packet and ours cross, its handshake is over after two."""
 ROUND_TRIPS_OF_HEAD_START: Final = 4
+PAUSE_AFTER_LOSS: Final = 0.1
+"""Seconds after a direct connection's end; the swarm takes it off its table meanwhile."""
 ASSUMED_RTT: Final = 0.1
 """Seconds, where the relayed connection has not measured any."""
 
@@ -192,10 +196,15 @@ class HolePuncher:
     # The initiator: the relayed connection came to us
 
     async def _upgrade(self, connection: Connection) -> None:
-        """Try until there is a direct connection; cancelled with the relayed one."""
+        """Try whenever there is no direct connection; cancelled with the relayed one."""
         peer, delays = connection.remote_peer, self._settings.retry_delays
         failures = 0
-        while self._open and self._direct(peer) is None:
+        while self._open:
+            if (direct := self._direct(peer)) is not None:
+                # It may be dead already without our knowing: the peer came through the relay.
+                await direct.wait_closed()
+                await asyncio.sleep(PAUSE_AFTER_LOSS)
+                continue
             running = self._attempts.get(peer)
             if running is not None:
                 # One attempt per peer: another relayed connection's, or the peer's own.
@@ -351,8 +360,8 @@ class HolePuncher:
             await asyncio.sleep(max(0.0, act.time - asyncio.get_running_loop().time()))
             await attempt.act(
                 _round(attempt, role, usable, act.rtt),
-                probe=role is PunchRole.SERVER,
                 window=window,
+                dial_after=max(self._settings.late_dial, ROUND_TRIPS_BEFORE_DIAL * rtt),
             )
             if last:
                 break
@@ -402,7 +411,6 @@ class HolePuncher:
             attempt.rounds += 1
             await attempt.act(
                 _round(attempt, PunchRole.CLIENT, usable, None),
-                probe=False,
                 window=self._settings.act_timeout,
             )
         return self._verdict(attempt, accepted)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dep2p_daemon.muxed import CloseCode
+from dep2p_daemon.muxed import CloseCode, Direction
 from dep2p_daemon.nat.liveness import LivenessSettings, check, guard, may_carry
 from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.events import NetworkChanged
@@ -53,6 +53,8 @@ class PathSettings:
     """It is closed after this even if streams are left on it."""
     liveness: LivenessSettings = field(default_factory=LivenessSettings)
     """When a direct connection counts as dead."""
+    doubted: LivenessSettings = field(default_factory=lambda: LivenessSettings(timeout=1.0))
+    """The same, when there is a reason to believe it."""
 
 
 class PathWatch:
@@ -73,11 +75,15 @@ class PathWatch:
     async def connection_opened(self, connection: Connection) -> None:
         """Note the path; a direct connection retires the relayed ones that were there.
 
-        Where there is a relay to fall back to, the direct one is watched.
+        Where there is a relay to fall back to, the direct one is watched. A peer that comes
+        through a relay although there is a direct one may know that its path is dead.
         """
         peer = connection.remote_peer
         self._note(peer)
         if connection.relayed:
+            direct = self._swarm.best_connection(peer, DialPolicy.DIRECT)
+            if direct is not None and connection.direction is Direction.INBOUND:
+                await check(self._swarm, direct, self._settings.doubted)
             return
         relayed = [other for other in self._swarm.connections(peer) if other.relayed]
         for other in relayed:

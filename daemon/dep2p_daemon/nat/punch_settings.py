@@ -27,6 +27,9 @@ class PunchSettings:
     where they are longer."""
     round_time: float = 0.5
     """A round but the last gets this at least, and five round trips where they are longer."""
+    late_dial: float = 0.25
+    """After this at least, and two and a half round trips where they are longer, the side that
+    waits to be dialled dials too."""
     act_timeout: float = 5.0
     """For the last round, and for each dial (go-libp2p's)."""
     retry_delays: tuple[float, ...] = (30.0, 120.0, 600.0)

@@ -55,7 +55,7 @@ class Outcome(enum.Enum):
     """A direct connection was made."""
     FAILED = "FAILED"
     ABANDONED = "ABANDONED"
-    """The relayed connection ended, or this node did."""
+    """The relayed connection ended, or this node did; of a step: another way was faster."""
 
 
 class Reason(enum.Enum):
@@ -75,6 +75,7 @@ class Reason(enum.Enum):
     PEER_NAT_SYMMETRIC = "PEER_NAT_SYMMETRIC"
     BOTH_NATS_SYMMETRIC = "BOTH_NATS_SYMMETRIC"
     RELAYED_CONNECTION_CLOSED = "RELAYED_CONNECTION_CLOSED"
+    DIRECT_LOST = "DIRECT_LOST"
     STOPPING = "STOPPING"
     UNDER_WAY = "UNDER_WAY"
     NO_ATTEMPT = "NO_ATTEMPT"
@@ -140,6 +141,10 @@ _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
         "the relayed connection ended before a direct one was made",
         "dial the peer again",
     ),
+    Reason.DIRECT_LOST: (
+        "the direct connection that there was has ended, and no attempt has followed yet",
+        "wait a moment; if it stays so, look at the peer's own `dep2pctl why`",
+    ),
     Reason.STOPPING: ("this node is stopping", ""),
     Reason.UNDER_WAY: ("the attempt to get through directly is still under way", "wait longer"),
     Reason.NO_ATTEMPT: (
@@ -151,6 +156,13 @@ _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
         "set nat.hole_punching = true in its configuration",
     ),
 }
+
+
+def reason_while_relayed(trail: Trail) -> Reason:
+    """Return why the path is relayed now, after the last attempt."""
+    if trail.reason is None:
+        return Reason.UNDER_WAY
+    return Reason.DIRECT_LOST if trail.reason is Reason.DIRECT else trail.reason
 
 
 def explain(reason: Reason) -> tuple[str, str]:

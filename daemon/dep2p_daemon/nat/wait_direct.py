@@ -15,6 +15,7 @@ from dep2p_daemon.nat.trail import (
     Trail,
     TrailChanged,
     explain,
+    reason_while_relayed,
 )
 from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.events import ConnectionOpened
@@ -71,9 +72,7 @@ def explain_relayed(puncher: HolePuncher | None, peer: PeerId) -> DirectFailure:
     trail = puncher.trails.latest(peer)
     if trail is None:
         return _failure(Reason.NO_ATTEMPT)
-    if trail.reason is None:
-        return _failure(Reason.UNDER_WAY)
-    return _failure(trail.reason, trail.detail)
+    return _failure(reason_while_relayed(trail), trail.detail)
 
 
 def _fresh(trail: Trail, swarm: Swarm, peer: PeerId) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dep2p.v1 import explanation_pb2, peer_pb2
-from dep2p_daemon.nat.trail import explain
+from dep2p_daemon.nat.trail import explain, reason_while_relayed
 from dep2p_daemon.rpc.conversion import (
     connection_message,
     milliseconds,
@@ -83,8 +83,9 @@ def _relayed(punches: tuple[Trail, ...]) -> _Verdict:
     last = punches[-1]
     if last.reason is None:
         return _SEEKING
-    words, remedy = explain(last.reason)
-    return last.reason.value, f"relayed: {words}", remedy
+    reason = reason_while_relayed(last)
+    words, remedy = explain(reason)
+    return reason.value, f"relayed: {words}", remedy
 
 
 def _addresses(daemon: Daemon, peer: PeerId) -> list[explanation_pb2.KnownAddress]:

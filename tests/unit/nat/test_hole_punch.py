@@ -31,6 +31,7 @@ from dep2p_daemon.nat.paths import PathChanged, PathSettings, PathWatch
 from dep2p_daemon.nat.punch_settings import PunchSettings, RoundLimiter
 from dep2p_daemon.nat.trail import Outcome, Reason, Side, StepKind, Trail, TrailChanged
 from dep2p_daemon.nat.wait_direct import DirectFailure, wait_direct
+from dep2p_daemon.protocols import ping
 from dep2p_daemon.protocols.identify import Identify
 from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.events import ConnectionClosed
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
 
 A, B = 0, 1
 NO_RETRY = PunchSettings(retry_delays=())
+
+
+async def swallow(stream: Stream) -> None:
+    """Take what comes and say nothing, as a path does that is dead one way."""
+    while await stream.read():
+        pass
 
 
 @dataclass
@@ -167,7 +174,7 @@ async def test_three_rounds_the_last_with_swapped_roles_and_then_the_reason() ->
         assert (ours.outcome, ours.reason) == (Outcome.FAILED, Reason.PUNCH_FAILED)
         assert (theirs.outcome, theirs.reason) == (Outcome.FAILED, Reason.PUNCH_FAILED)
         punches = [step for step in ours.steps if step.kind is StepKind.PUNCH]
-        roles = [PunchRole.SERVER, PunchRole.SERVER, PunchRole.CLIENT]
+        roles = [PunchRole.BOTH, PunchRole.BOTH, PunchRole.CLIENT]
         assert [step.role for step in punches] == roles
         assert [step.number for step in punches] == [1, 2, 3]
         assert all(step.outcome is Outcome.FAILED for step in ours.steps)
@@ -209,6 +216,40 @@ async def test_a_peer_that_takes_one_round_at_a_time_gets_through_in_it() -> Non
             expected = Reason.DIRECT if gets_through else Reason.PUNCH_FAILED
             assert trail.reason is expected
             assert sum(step.kind is StepKind.PUNCH for step in trail.steps) == 1
+
+
+@virtual_time
+async def test_who_is_not_dialled_in_a_round_dials_within_it() -> None:
+    """The peer's dials do not get through to us (our NAT is symmetric), ours to it do."""
+    async with net(dead=(A, B)) as made:
+        await made.relayed()
+        while not made.b.probes.sent:
+            await made.b.seen.next()
+        made.network.dead.remove(address_of(A))  # its first dials have opened its NAT
+        ours, theirs = await made.b.ended(), await made.a.ended()
+        assert ours.outcome is theirs.outcome is Outcome.DIRECT
+        punch = ours.steps[-1]
+        assert (punch.number, punch.role) == (1, PunchRole.BOTH)
+        assert punch.duration is not None
+        assert punch.duration < PunchSettings().round_time
+
+
+@virtual_time
+async def test_a_peer_that_lost_the_direct_path_first_is_believed() -> None:
+    """It comes through the relay while we still think that there is a direct connection."""
+    async with net() as made:
+        await made.relayed()
+        await made.b.ended()
+        await path_changed(made.a)
+        (dead,) = [one for one in made.b.swarm.connections(peer(A)) if not one.relayed]
+        made.a.swarm.set_handler(ping.PROTOCOL, swallow)
+        await relayed_closed(made.b)
+        await made.a.swarm.dial(peer(B), [CIRCUIT], policy=DialPolicy.RELAYED)
+        began = asyncio.get_running_loop().time()
+        again = await made.b.ended()
+        assert dead.is_closed
+        assert (again.side, again.outcome) == (Side.INITIATOR, Outcome.DIRECT)
+        assert asyncio.get_running_loop().time() - began < 5.0
 
 
 @virtual_time
