@@ -7,6 +7,7 @@ QUIC connection to a relay lives on without anybody telling us our new address.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -153,10 +154,7 @@ class AddressWatch:
 
         Called for a peer that has no UDP; the address is among the candidates a moment later.
         """
-        now = self._now()
-        if self._learning_tcp or any(
-            one.address.transport == "tcp" for one in self.observed.candidates(now)
-        ):
+        if self._learning_tcp or self._knows_tcp():
             return
         for connection in self._swarm.connections():
             addresses = [
@@ -169,6 +167,19 @@ class AddressWatch:
                 showing = self._show_tcp(connection.remote_peer, addresses)
                 self._spawn(showing)
                 return
+
+    async def wait_tcp(self) -> None:
+        """`learn_tcp`, and return when that address is known, or does not come in time."""
+        self.learn_tcp()
+        with self._swarm.events.subscribe() as events, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.refresh_timeout):
+                while self._learning_tcp and not self._knows_tcp():
+                    await events.next()
+                    await asyncio.sleep(0)  # our own task takes the event now
+
+    def _knows_tcp(self) -> bool:
+        candidates = self.observed.candidates(self._now())
+        return any(one.address.transport == "tcp" for one in candidates)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._work = [task for task in self._work if not task.done()]

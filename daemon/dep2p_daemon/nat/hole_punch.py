@@ -320,6 +320,7 @@ class HolePuncher:
         """Run up to three rounds, each with fresh CONNECT and SYNC."""
         reason = Reason.PUNCH_FAILED
         supported = PROTOCOL in self._swarm.peerstore.protocols(attempt.peer)
+        await self._match_transports(attempt.peer)
         for number in range(1, MAX_ROUNDS + 1):
             if attempt.direct.done() or attempt.ended.is_set():
                 break
@@ -403,6 +404,8 @@ class HolePuncher:
         return self._limit_reached(connection.remote_peer, rounds=1)
 
     async def _answer(self, attempt: Attempt, stream: Stream) -> Reason:
+        await self._identify.wait_identified(stream.connection)
+        await self._match_transports(attempt.peer)
         act = await answer(stream, self._offer(attempt), timeout=self._settings.exchange_timeout)
         accepted = attempt.judge(act.addresses)
         usable = self._usable(accepted)
@@ -418,6 +421,12 @@ class HolePuncher:
     def _verdict(self, attempt: Attempt, accepted: Sequence[Multiaddr]) -> Reason:
         known = self._swarm.peerstore.get(attempt.peer)
         return verdict(attempt.trail, accepted, "" if known is None else known.agent_version)
+
+    async def _match_transports(self, peer: PeerId) -> None:
+        """For a peer that has TCP alone, know a TCP address of ours: it takes no offer without."""
+        known = self._swarm.peerstore.addresses(peer)
+        if {one.transport for one in known if not one.is_circuit} == {"tcp"}:
+            await self._addresses.wait_tcp()
 
     def _see_to_tcp(self, reason: Reason, accepted: Sequence[Multiaddr]) -> None:
         """For a peer without UDP: have our TCP address by the next round."""

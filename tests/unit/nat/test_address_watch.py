@@ -113,3 +113,29 @@ async def test_an_observer_is_shown_our_tcp_port_once_and_for_a_while() -> None:
         assert len(made[US].connections(peer(OBSERVER))) == 2
         await asyncio.sleep(60)
         assert len(made[US].connections(peer(OBSERVER))) == 1
+
+
+@virtual_time
+async def test_our_tcp_address_is_waited_for_but_not_for_long() -> None:
+    ours, theirs = (Multiaddr.for_tcp(f"203.0.113.{n}", 4001) for n in (1, 2))
+    mapped = Multiaddr.for_tcp("45.8.2.101", 30001)
+    async with watched() as (watch, made):
+        now = asyncio.get_running_loop().time
+        began = now()
+        await watch.wait_tcp()
+        assert now() == began, "there is nobody to show it to"
+        await made[US].listen([ours])
+        await made[OBSERVER].listen([theirs])
+        here, _ = await connected(made[US], made[OBSERVER])
+        await asyncio.sleep(1)  # identify tells its TCP address
+        began = now()
+        await watch.wait_tcp()
+        assert 0 < now() - began < 2, "nobody says how he sees it"
+        waiting = asyncio.create_task(watch.wait_tcp())
+        await asyncio.sleep(0.1)
+        here.local_address = ours
+        made[US].events.publish(PeerIdentified(peer(OBSERVER), here, mapped))
+        began = now()
+        await waiting
+        assert now() == began
+        assert mapped in watch.candidates()
