@@ -170,6 +170,13 @@ class MemoryConnection(Connection):
         self._inbound: asyncio.Queue[MemoryStream | None] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._error: ConnectionClosedError | None = None
+        self.heard: float | None = None
+        """What `heard_at` says; a test sets it."""
+
+    @property
+    @override
+    def heard_at(self) -> float | None:
+        return self.heard
 
     @property
     @override

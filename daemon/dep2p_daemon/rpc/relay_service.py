@@ -50,7 +50,7 @@ class RelayService(relay_service_pb2_grpc.RelayServiceServicer):
                 f"no reservation at the relay {address} within {seconds:.1f} s",
                 reason="RELAY_TIMEOUT",
                 remedy="check that the relay runs, that the address is right, and that its "
-                f"firewall or cloud security group lets port {address.port} in",
+                f"firewall or cloud security group lets {_port(address)} in",
                 address=address,
                 waited_seconds=f"{seconds:.1f}",
             ) from None
@@ -101,3 +101,7 @@ class RelayService(relay_service_pb2_grpc.RelayServiceServicer):
         daemon = self._daemon
         found = [relay_message(status) for status in daemon.relay_client.relays]
         return [relay_host_message(host) for host in daemon.relay_supervisor.hosts] + found
+
+
+def _port(relay: Multiaddr | RelayHost) -> str:
+    return f"port {relay.port}" if relay.port else "its port"

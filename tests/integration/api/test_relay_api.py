@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.api_nodes import TRANSPORTS, ApiNode, EventLog, api_nodes
+from tests.api_nodes import (
+    TRANSPORTS,
+    ApiNode,
+    EventLog,
+    api_node,
+    api_nodes,
+    config_in,
+    short_directory,
+)
 
 import dep2p
 from dep2p.v1 import event_pb2, peer_pb2, relay_pb2
@@ -224,6 +233,59 @@ async def test_a_relay_by_host_and_port_is_listed_before_and_after_it_is_found()
             assert held.remote_address == f"/ip4/127.0.0.1/udp/{port}/quic-v1"
             async with EventLog(node.client, "relay_changed") as events:
                 await events.wait("relay_changed", lambda e: e.relay_changed.address == nobody)
+
+
+async def test_a_relay_by_host_and_port_is_held_on_request_and_forgotten_with_its_pin() -> None:
+    async with api_nodes() as start:
+        relay = await start(relay_server={"enabled": True})
+        node = await start(relay_client={"wanted": 0})
+        host = f"127.0.0.1:{relay.address().split('/')[4]}"
+        held = await node.client.connect_relay(host)
+        assert (held.peer_id, held.state) == (relay.peer_id, relay_pb2.Relay.STATE_RESERVED)
+        assert held.source == relay_pb2.Relay.SOURCE_REQUESTED
+        pins = node.config.relay_pins_path
+        assert relay.peer_id in pins.read_text()
+        assert await node.client.disconnect_relay(host) == relay.peer_id
+        assert await node.client.list_relays() == []
+        assert relay.peer_id not in pins.read_text(), "who answers there next is believed again"
+        with pytest.raises(dep2p.NotFoundError):
+            await node.client.disconnect_relay(host)
+        # By the peer's id it is the same.
+        await node.client.connect_relay(host)
+        await node.client.disconnect_relay(relay.peer_id)
+        assert relay.peer_id not in pins.read_text()
+
+
+async def test_a_relay_that_is_still_searched_for_can_be_given_up() -> None:
+    async with api_nodes() as start:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            nobody = f"127.0.0.1:{silent.getsockname()[1]}"
+            node = await start(relays=[nobody])
+            async for found in node.client.watch_relays():
+                if found.address == nobody:
+                    break
+            assert await node.client.disconnect_relay(nobody) == ""
+            assert await node.client.list_relays() == []
+            with pytest.raises(dep2p.DeadlineError):
+                await node.client.connect_relay(nobody, timeout=1)
+
+
+async def test_relays_that_were_known_are_used_again_after_a_restart() -> None:
+    async with api_nodes() as start:
+        relay = await start(relay_server={"enabled": True})
+        directory = short_directory()
+        try:
+            for first in (True, False):
+                async with api_node(config_in(directory)) as node:
+                    if first:
+                        await node.client.dial(relay.address())
+                    async for found in node.client.watch_relays():
+                        if found.state == relay_pb2.Relay.STATE_RESERVED:
+                            break
+                    assert found.source == relay_pb2.Relay.SOURCE_DISCOVERED
+        finally:
+            shutil.rmtree(directory)
 
 
 async def test_a_connected_relay_is_reserved_at_by_itself_and_shown_as_discovered() -> None:
