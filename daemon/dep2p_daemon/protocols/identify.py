@@ -68,6 +68,10 @@ class IdentifySettings:
     """... and afterwards one per this time (go-libp2p's)."""
 
 
+_DONE: Final = asyncio.Event()
+_DONE.set()
+
+
 @dataclass(slots=True, eq=False)
 class _Session:
     """Identify's view of one connection."""
@@ -84,6 +88,11 @@ class _Session:
     """The version of ourselves that the peer knows; None while it has not asked."""
     push_tokens: float = 0.0
     push_time: float = 0.0
+
+    def finish(self) -> None:
+        """Tell who waits; an event of its own is of no more use, and takes a kilobyte."""
+        self.done.set()
+        self.done = _DONE
 
 
 class Identify:
@@ -149,13 +158,13 @@ class Identify:
                 error=error.message,
             )
         finally:
-            session.done.set()
+            session.finish()
 
     def connection_closed(self, connection: Connection) -> None:
         """Keep the peer's addresses for a while from now on."""
         session = self._sessions.pop(connection.id, None)
         if session is not None:
-            session.done.set()
+            session.finish()
             self._keep_addresses(session)
 
     def node_changed(self) -> None:

@@ -4,6 +4,7 @@ aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is 
 `session.py` through this subclass. What it changes, and why:
 
 - the server asks for a client certificate (libp2p TLS needs one);
+- what only the handshake needs is freed after it (`after_handshake.py`);
 - credit is released as the application consumes, not as data arrives;
 - connection ids and reset tokens are ours, so that resets survive a restart;
 - incoming stateless resets end the connection;
@@ -33,6 +34,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from typing_extensions import override
 
+from dep2p_daemon.quic.after_handshake import discard_handshake, share_handlers
 from dep2p_daemon.quic.bulk_receive import receive_bulk
 from dep2p_daemon.quic.mtu_probe import build_mtu_probe
 from dep2p_daemon.quic.one_rtt_keys import OneRttKeys
@@ -90,6 +92,7 @@ class AioquicConnection(StockConnection):
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
         )
+        share_handlers(self)
         first = self._host_cids[0]
         first.cid = connection_ids.new()
         if not self._is_client:
@@ -137,8 +140,8 @@ class AioquicConnection(StockConnection):
         return self._handshake_confirmed
 
     def forget_handshake(self) -> None:
-        """Free what only the handshake needs (48 KiB of buffers)."""
-        self._crypto_buffers = {}
+        """Free what only the handshake needs; it must be confirmed."""
+        discard_handshake(self)
 
     # Connection ids and stateless resets
 

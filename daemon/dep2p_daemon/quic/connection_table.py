@@ -20,7 +20,7 @@ class Farewell:
     (RFC 9000 section 10.2.1); after the peer's, they are dropped.
     """
 
-    connection_ids: set[bytes]
+    connection_ids: list[bytes]
     datagrams: list[bytes]
     local: bytes | None
     received: int = 0
@@ -52,12 +52,14 @@ class ConnectionTable:
 
     def register(self, session: Session, connection_id: bytes) -> None:
         """Lead datagrams for `connection_id` to `session`."""
-        session.connection_ids.add(connection_id)
+        if connection_id not in session.connection_ids:
+            session.connection_ids.append(connection_id)
         self._owners[connection_id] = session
 
     def unregister(self, session: Session, connection_id: bytes) -> None:
         """Forget an id of `session`."""
-        session.connection_ids.discard(connection_id)
+        if connection_id in session.connection_ids:
+            session.connection_ids.remove(connection_id)
         if self._owners.get(connection_id) is session:
             del self._owners[connection_id]
 
@@ -76,7 +78,7 @@ class ConnectionTable:
         """Forget `session`; returns what stands in its place until `forget`, if anything has to."""
         if session.reset_token is not None:
             self._reset_tokens.pop(session.reset_token, None)
-        ids, session.connection_ids = session.connection_ids, set()
+        ids, session.connection_ids = session.connection_ids, []
         if not session.quic.has_begun or not ids:
             for connection_id in ids:
                 self._owners.pop(connection_id, None)

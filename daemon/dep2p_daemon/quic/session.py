@@ -14,7 +14,7 @@ import functools
 import math
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from aioquic.quic import events
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 MAX_CLOSE_MESSAGE: Final = 256
 """Bytes of a close message that go on the wire: it has to fit one packet."""
-
-_STREAM_EVENTS: Final = (events.StopSendingReceived, events.StreamReset)
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +81,7 @@ class Session:
             clock=endpoint.clock,
             on_work=functools.partial(endpoint.mark_dirty, self),
         )
-        self.connection_ids: set[bytes] = set()
+        self.connection_ids: list[bytes] = []
         """The ids under which the endpoint finds this session."""
         self.reset_token: bytes | None = None
         """The peer's token under which the endpoint finds this session."""
@@ -103,13 +101,6 @@ class Session:
         """The local IP that the last datagram came to."""
         self._unacknowledged = 0
         self._pinged_at = -math.inf
-        self._handlers: dict[type[events.QuicEvent], Callable[[Any], None]] = {
-            events.ConnectionIdIssued: self._on_connection_id_issued,
-            events.ConnectionIdRetired: self._on_connection_id_retired,
-            events.HandshakeCompleted: self._on_handshake_completed,
-            events.StopSendingReceived: self.streams.on_stop_sending,
-            events.StreamReset: self.streams.on_stream_reset,
-        }
 
     @property
     def is_open(self) -> bool:
@@ -311,22 +302,27 @@ class Session:
             if pieces:
                 self._on_stream_data(stream_id, pieces)
                 pieces = []
-            handler = self._handlers.get(type(event))
-            # Streams of somebody who is not, or no longer, a peer are nobody's.
-            if handler is not None and (self.is_open or not isinstance(event, _STREAM_EVENTS)):
-                handler(event)
+            self._on_event(event)
         if pieces:
             self._on_stream_data(stream_id, pieces)
+
+    def _on_event(self, event: events.QuicEvent) -> None:
+        match event:
+            case events.ConnectionIdIssued():
+                self.endpoint.register(self, event.connection_id)
+            case events.ConnectionIdRetired():
+                self.endpoint.unregister(self, event.connection_id)
+            case events.HandshakeCompleted():
+                self._on_handshake_completed(event)
+            # Streams of somebody who is not, or no longer, a peer are nobody's.
+            case events.StopSendingReceived() if self.is_open:
+                self.streams.on_stop_sending(event)
+            case events.StreamReset() if self.is_open:
+                self.streams.on_stream_reset(event)
 
     def _on_stream_data(self, stream_id: int, pieces: list[bytes], *, end: bool = False) -> None:
         if self.is_open:
             self.streams.on_data(stream_id, pieces, end=end)
-
-    def _on_connection_id_issued(self, event: events.ConnectionIdIssued) -> None:
-        self.endpoint.register(self, event.connection_id)
-
-    def _on_connection_id_retired(self, event: events.ConnectionIdRetired) -> None:
-        self.endpoint.unregister(self, event.connection_id)
 
     def _on_handshake_completed(self, event: events.HandshakeCompleted) -> None:
         if self.is_over:
@@ -348,7 +344,6 @@ class Session:
             self._end(error)
             return
         self._handshake_deadline = None
-        self.quic.forget_handshake()
         self.connection = QuicConnection(
             self,
             self.streams,
@@ -366,7 +361,9 @@ class Session:
     def _establish(self) -> None:
         assert self.connection is not None
         self._is_established = True
-        self._on_established(self.connection)
+        self.quic.forget_handshake()
+        tell, self._on_established, self._on_failed = self._on_established, _nothing, _nothing
+        tell(self.connection)
 
     def _local_multiaddr(self) -> Multiaddr:
         host, port = self.endpoint.local_host, self.endpoint.local_port
@@ -392,3 +389,7 @@ class Session:
         if self._is_established:
             return explain_end(code, event.frame_type, phrase, remote=remote)
         return explain_failed_handshake(code, event.frame_type, phrase, remote=remote)
+
+
+def _nothing(_: object) -> None:
+    """Nobody has to be told any more."""

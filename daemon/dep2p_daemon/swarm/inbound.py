@@ -58,6 +58,7 @@ class StreamServer:
                     stream.reset(CloseCode.RESOURCE_LIMIT_EXCEEDED)
                     continue
                 handler = tasks.create_task(self._serve_stream(stream))
+                del stream  # the handler's: it must not live until the next one comes
                 handlers.add(handler)
                 handler.add_done_callback(handlers.discard)
             if handlers:

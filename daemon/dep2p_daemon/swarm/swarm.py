@@ -426,10 +426,12 @@ class Swarm:
     async def _serve(self, connection: Connection) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
-                observers = [
+                observers = {
                     _start(tasks, observer.connection_opened(connection))
                     for observer in self._observers
-                ]
+                }
+                for observer in observers:
+                    observer.add_done_callback(observers.discard)
                 await self._streams.serve(connection)
                 for observer in observers:
                     observer.cancel()
