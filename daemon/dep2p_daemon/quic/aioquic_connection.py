@@ -36,6 +36,7 @@ from typing_extensions import override
 
 from dep2p_daemon.quic.after_handshake import discard_handshake, share_handlers
 from dep2p_daemon.quic.bulk_receive import receive_bulk
+from dep2p_daemon.quic.bulk_send import MAX_STOCK_DATAGRAM
 from dep2p_daemon.quic.mtu_probe import build_mtu_probe
 from dep2p_daemon.quic.one_rtt_keys import OneRttKeys
 from dep2p_daemon.quic.pacer import BurstPacer
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
     from dep2p_daemon.quic.connection_ids import ConnectionIds
     from dep2p_daemon.udp.demultiplexer import SocketAddress
 
-MAX_STOCK_DATAGRAM: Final = 16_000
-"""Largest datagram that aioquic may build: it writes the length of a STREAM frame in two bytes."""
 BLACK_HOLE_TIMEOUTS: Final = 2
 """Probe timeouts in a row after which large datagrams are suspected."""
 
@@ -110,6 +109,7 @@ class AioquicConnection(StockConnection):
             peer_completed_address_validation=not self._is_client,
             send_probe=self._send_probe,
         )
+        self._recovery.path_mtu = self._mtu
         self._burst_pacer = BurstPacer(max_datagram_size=configuration.max_datagram_size)
         self._loss._pacer = self._burst_pacer
 
@@ -246,21 +246,32 @@ class AioquicConnection(StockConnection):
             if space.ack_at is not None and space.ack_at > now:
                 space.ack_at = now
         self._burst_pacer.begin_pass()
+        if self._mtu.is_black_hole:
+            self._begin_search()
         if self._handshake_confirmed:
             self._look_after_keys(now)
         if self._fast_path and self._handshake_confirmed:
             datagrams = send_pass(self, now)
         else:
             datagrams = self.transmit_stock(now)
-        if self._mtu.wants_probe and self._handshake_confirmed:
+        if self._handshake_confirmed and not self._loss._pto_count:
             datagrams += self._mtu_probe(now)
         return datagrams
 
     def transmit_stock(self, now: float) -> list[tuple[bytes, Any]]:
         """Build what aioquic would send now; for `transmit`."""
+        self._max_datagram_size = self._stock_datagram_size()
         datagrams = self.datagrams_to_send(now)
+        self._burst_pacer.settle(sum(len(datagram) for datagram, _ in datagrams))
         self.counters.sent_stock += len(datagrams)
         return datagrams
+
+    def _stock_datagram_size(self) -> int:
+        # aioquic fills datagrams that validate a path up to its size; 1200 bytes are asked for
+        # (RFC 9000 section 8.2.1), and who is not validated is owed few.
+        if any(path.remote_challenges or not path.is_validated for path in self._network_paths):
+            return BASE_SIZE
+        return min(self._mtu.size, MAX_STOCK_DATAGRAM)
 
     def _look_after_keys(self, now: float) -> None:
         """Update the keys in time, forget old ones, stop where an AEAD's limit is reached."""
@@ -285,17 +296,38 @@ class AioquicConnection(StockConnection):
         self.handle_timer(now)
         if self._loss._pto_count >= BLACK_HOLE_TIMEOUTS and self._mtu.size > BASE_SIZE:
             # Perhaps the path changed and large datagrams vanish.
-            self._mtu.restart()
-            self._use_datagram_size(BASE_SIZE)
+            self._begin_search()
 
     def begin_path(self) -> None:
         """Begin as on a new path, whose width nobody knows (RFC 9000 section 9.4)."""
-        self._mtu.restart()
-        self._use_datagram_size(BASE_SIZE)
+        self._begin_search()
         self._recovery.control.reset()
 
+    def datagram_refused(self, now: float) -> None:
+        """Handle that our own interface is too narrow for a datagram of the pass of `now`.
+
+        No network lost it: congestion control hears nothing of it.
+        """
+        space, probes = self._spaces[tls.Epoch.ONE_RTT], self._recovery.mtu_probes
+        sent = []
+        for packet in reversed(space.sent_packets.values()):
+            if packet.sent_time != now:
+                break
+            sent.append(packet)
+        refused = [packet for packet in sent if packet.packet_number in probes]
+        if refused:
+            self._mtu.refused(refused[0].sent_bytes)
+        else:
+            refused = [packet for packet in sent if packet.sent_bytes > BASE_SIZE]
+            self._begin_search()
+        self._recovery.expire(refused, now, space)
+
+    def _begin_search(self) -> None:
+        self._mtu.restart()
+        self._use_datagram_size(BASE_SIZE)
+
     def _mtu_probe(self, now: float) -> list[tuple[bytes, Any]]:
-        builder = build_mtu_probe(self, self._mtu, self._on_mtu_probe_delivery)
+        builder = build_mtu_probe(self, self._mtu, now, self._on_mtu_probe_delivery)
         if builder is None:
             return []
         return self._flush_builder(
@@ -310,12 +342,11 @@ class AioquicConnection(StockConnection):
     ) -> None:
         self._recovery.mtu_probes -= {packet_number}
         if delivery is not QuicDeliveryState.ACKED:
-            self._mtu.probe_lost()
+            self._mtu.probe_lost(size)
         elif self._mtu.probe_acknowledged(size):
             self._use_datagram_size(size)
 
     def _use_datagram_size(self, size: int) -> None:
-        self._max_datagram_size = min(size, MAX_STOCK_DATAGRAM)
         self._burst_pacer.set_max_datagram_size(size)
         self._recovery.control.set_max_datagram_size(size)
 
@@ -363,6 +394,11 @@ class AioquicConnection(StockConnection):
     def bytes_received(self) -> int:
         """Stream bytes that count against the connection's limit."""
         return self._local_max_data.used
+
+    def stream_bytes_received(self, stream_id: int) -> int:
+        """How far the data of a stream reaches that aioquic still knows, gaps included."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.receiver.highest_offset
 
     def undelivered(self, stream_id: int, delivered: int) -> int:
         """Bytes of the stream that count as received but will never be delivered, after a reset."""

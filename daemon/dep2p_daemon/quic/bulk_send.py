@@ -1,9 +1,10 @@
 """Bulk stream data into 1-RTT packets (RFC 9000 sections 12, 13, 17.3.1 and 19.8), in batches.
 
-Full packets that hold one STREAM frame are built straight, with the header-protection masks of
-a batch in one call. All else is aioquic's: what is left of a stream, the end of one on its own,
-acknowledgements, limits, resets, probes. What was sent is in aioquic's own books, so that loss,
-retransmission, flow control and congestion control mean what they always mean.
+Full packets that hold one STREAM frame, and what is left behind them, are built straight, with
+the header-protection masks of a batch in one call. All else is aioquic's: what fills no packet,
+the end of a stream on its own, acknowledgements, limits, resets, probes. What was sent is in
+aioquic's own books, so that loss, retransmission, flow control and congestion control mean what
+they always mean.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dep2p_daemon.quic.one_rtt_keys import SAMPLE_OFFSET, SAMPLE_SIZE, header_ma
 from dep2p_daemon.quic.recovery import BulkPacket
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from aioquic.quic.stream import QuicStream
 
     from dep2p_daemon.quic.aioquic_connection import AioquicConnection
@@ -28,6 +31,9 @@ LONG_NUMBERS_AFTER: Final = 1 << 14
 MAX_OUTSTANDING: Final = (1 << 15) - 1024
 """The most packets since the largest acknowledged one: aioquic's own, in between, have numbers
 of two bytes, which tell 2^15 apart."""
+
+MAX_STOCK_DATAGRAM: Final = 16_000
+"""Largest datagram that aioquic may build: it writes the length of a STREAM frame in two bytes."""
 
 _TAG_SIZE: Final = 16
 _FIXED_BIT: Final = 0x40
@@ -48,14 +54,14 @@ def send_bulk(connection: AioquicConnection, now: float) -> tuple[list[bytes], b
     loss, pacer = connection._loss, connection._burst_pacer
     space = connection._spaces[tls.Epoch.ONE_RTT]
     outstanding = connection._packet_number - space.largest_acked_packet
-    count = min(
-        pacer.allowance(now),
-        (loss.congestion_window - loss.bytes_in_flight) // connection.max_datagram_size,
-        MAX_OUTSTANDING - outstanding,
-    )
+    room = loss.congestion_window - loss.bytes_in_flight
+    size = connection.max_datagram_size
+    count = min(pacer.allowance(now), room // size, MAX_OUTSTANDING - outstanding)
     if count <= 0:
-        # Something small may still go, but nothing where numbers become ambiguous.
-        return [], outstanding >= MAX_OUTSTANDING
+        # Something small may still go, but nothing that aioquic would cut to pieces to fill the
+        # window, and nothing where numbers become ambiguous.
+        is_cut = size > MAX_STOCK_DATAGRAM and loss.bytes_in_flight and _is_larger(waiting, room)
+        return [], bool(is_cut) or outstanding >= MAX_OUTSTANDING
     batch = _Batch(connection, now, 4 if outstanding > LONG_NUMBERS_AFTER else 2)
     served: dict[QuicStream, None] = {}
     while waiting and (left := count - len(batch.packets)) > 0:
@@ -69,13 +75,24 @@ def send_bulk(connection: AioquicConnection, now: float) -> tuple[list[bytes], b
     # Whom aioquic serves first now: those who have waited longest.
     connection._streams_queue = [stream for stream in queue if stream not in served]
     connection._streams_queue += served
-    pacer.spend(len(batch.packets), now)
-    return batch.finish(), len(batch.packets) == count
+    datagrams = batch.finish()
+    pacer.spend(len(datagrams), sum(map(len, datagrams)), now)
+    return datagrams, len(datagrams) == count
 
 
 def _has_data(stream: QuicStream) -> bool:
     sender = stream.sender
     return not (sender.buffer_is_empty or sender.reset_pending or stream.is_blocked)
+
+
+def _is_larger(waiting: Iterable[QuicStream], room: int) -> bool:
+    """Whether what waits to be sent exceeds `room` bytes."""
+    for stream in waiting:
+        for pending in stream.sender._pending:
+            room -= pending.stop - pending.start
+            if room < 0:
+                return True
+    return False
 
 
 class _Batch:
@@ -140,7 +157,9 @@ class _Batch:
                 offset = encode_varint(start) if start else b""
                 stop = start + capacity - len(offset)
                 if stop > what.stop:
-                    if not is_fragment or start == what.stop:
+                    # What is left of a run, and what would be several packets of aioquic's.
+                    is_rest = start > what.start or what.stop - start > MAX_STOCK_DATAGRAM
+                    if start == what.stop or not (is_fragment or is_rest):
                         break
                     stop = what.stop
                 fin = stop == final_size

@@ -20,6 +20,11 @@ ALGORITHM: Final = "dep2p-cubic"
 """The name for `QuicConfiguration.congestion_control_algorithm`."""
 
 
+def initial_window(max_datagram_size: int) -> int:
+    """What may go before anything is known of a path, in bytes (RFC 9002 section 7.2)."""
+    return min(10 * max_datagram_size, max(14_720, 2 * max_datagram_size))
+
+
 class UsedWindowCubic(CubicCongestionControl):
     """Cubic whose window grows only when at least half of it was in flight."""
 
@@ -57,6 +62,11 @@ class UsedWindowCubic(CubicCongestionControl):
         elif grown > 0 and self.congestion_window != self._W_est:
             # Cubic's own step is that of one packet; Reno's follows the size.
             self.congestion_window = window + grown * count
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        self.congestion_window = self._W_max = initial_window(self._max_datagram_size)
 
     @override
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:

@@ -7,6 +7,7 @@ and a loop.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import structlog
@@ -379,12 +380,14 @@ class Endpoint:
             return
         try:
             datagrams = session.transmit(now)
+            error = send_all(self._sender, datagrams, session.local)
+            if error == errno.EMSGSIZE:
+                session.datagram_refused(now)
             deadline = session.next_deadline()
         except Exception:
             self._crashed(session)
             self._remove(session, [], now)
             return
-        error = send_all(self._sender, datagrams, session.local)
         if session.is_over:
             self._remove(session, [data for data, _ in datagrams], now)
             return

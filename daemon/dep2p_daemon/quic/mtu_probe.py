@@ -29,19 +29,25 @@ MAX_UDP_PAYLOAD: Final = 65_527
 def build_mtu_probe(
     connection: AioquicConnection,
     search: PathMtu,
+    now: float,
     on_delivery: Callable[[QuicDeliveryState, int, int], None],
 ) -> QuicPacketBuilder | None:
-    """Build the next probe of `search`; None if there is nothing to probe, or no way to.
+    """Build the probe of `search` that is due; None if there is none, or no way to.
 
     `on_delivery` gets its fate, its packet number and its size.
     """
+    window = connection._recovery.congestion_window
     connected = connection._state is QuicConnectionState.CONNECTED
-    if not (connected and connection._network_paths[0].is_validated):
+    if search.due(now, window) is None or not connected or connection._close_pending:
+        return None
+    if not connection._network_paths[0].is_validated:
         return None
     search.limit(peer_max_datagram(connection))
-    if not search.wants_probe:
+    size = search.due(now, window)
+    if size is None:
         return None
-    size, number = search.next_probe(), connection._packet_number
+    search.probe_sent(size)
+    number = connection._packet_number
     builder = QuicPacketBuilder(
         host_cid=connection.host_cid,
         is_client=connection._is_client,

@@ -16,6 +16,7 @@ from aioquic.quic.recovery import QuicPacketRecovery
 from typing_extensions import override
 
 from dep2p_daemon.quic.congestion import UsedWindowCubic
+from dep2p_daemon.quic.path_mtu import BASE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from aioquic.quic.rangeset import RangeSet
     from aioquic.quic.recovery import QuicPacketSpace
     from aioquic.quic.stream import QuicStreamSender
+
+    from dep2p_daemon.quic.path_mtu import PathMtu
 
 
 class BulkPacket(QuicSentPacket):
@@ -67,6 +70,9 @@ class BulkRecovery(QuicPacketRecovery):
     mtu_probes: frozenset[int] = frozenset()
     """Numbers of packets whose loss says nothing of congestion (RFC 8899 section 3)."""
 
+    path_mtu: PathMtu
+    """What hears of large packets' fates; set by the connection."""
+
     @property
     def control(self) -> UsedWindowCubic:
         """The congestion control."""
@@ -95,6 +101,8 @@ class BulkRecovery(QuicPacketRecovery):
                 packet = sent[number]
                 if type(packet) is BulkPacket:
                     bulk.append(packet)
+        if self.path_mtu.is_suspected and _any_large(sent, ack_rangeset, numbers):
+            self.path_mtu.large_acknowledged()
         # The last one is left to aioquic, which takes the round trip's time from it.
         if len(bulk) > 1:
             bulk.pop()
@@ -118,6 +126,8 @@ class BulkRecovery(QuicPacketRecovery):
             probes = [packet for packet in lost if packet.packet_number in self.mtu_probes]
             lost = [packet for packet in lost if packet.packet_number not in self.mtu_probes]
             super()._on_packets_lost(congestion_event=False, now=now, packets=probes, space=space)
+        if congestion_event and any(packet.sent_bytes > BASE_SIZE for packet in lost):
+            self.path_mtu.large_lost()
         super()._on_packets_lost(
             congestion_event=congestion_event,
             now=now,
@@ -125,6 +135,19 @@ class BulkRecovery(QuicPacketRecovery):
             persistent_congestion=persistent_congestion,
             space=space,
         )
+
+    @override
+    def reschedule_data(self, *, now: float, speed_up_handshake: bool = False) -> None:
+        # Or a probe of the path's MTU, often the oldest, would take data's place.
+        for space in self.spaces if self.mtu_probes else ():
+            if space.is_application_data:
+                probes = [space.sent_packets.get(number) for number in self.mtu_probes]
+                self.expire([probe for probe in probes if probe is not None], now, space)
+        super().reschedule_data(now=now, speed_up_handshake=speed_up_handshake)
+
+    def expire(self, packets: list[QuicSentPacket], now: float, space: QuicPacketSpace) -> None:
+        """Give packets up that never left, as lost without congestion."""
+        self._on_packets_lost(congestion_event=False, now=now, packets=packets, space=space)
 
     def _on_bulk_acknowledged(
         self, packets: list[BulkPacket], now: float, space: QuicPacketSpace
@@ -144,3 +167,14 @@ class BulkRecovery(QuicPacketRecovery):
         self.control.on_run_acked(
             now=now, count=len(packets), size=size, sent_time=packets[-1].sent_time or 0.0
         )
+
+
+def _any_large(sent: dict[int, QuicSentPacket], acknowledged: RangeSet, numbers: list[int]) -> bool:
+    """Whether one of the packets that are acknowledged now is larger than every path carries."""
+    return any(
+        sent[number].sent_bytes > BASE_SIZE
+        for numbered in acknowledged
+        for number in numbers[
+            bisect_left(numbers, numbered.start) : bisect_left(numbers, numbered.stop)
+        ]
+    )

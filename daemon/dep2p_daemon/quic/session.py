@@ -154,6 +154,11 @@ class Session:
         self._drain()
         return datagrams
 
+    def datagram_refused(self, now: float) -> None:
+        """One of the datagrams of the last `transmit` was too large for our own interface."""
+        self.quic.datagram_refused(now)
+        self.endpoint.mark_dirty(self)
+
     def next_deadline(self) -> float | None:
         """When `timer_fired` wants to be called; None when the connection is over."""
         deadline = self.quic.get_timer()

@@ -18,7 +18,7 @@ from aioquic._buffer import Buffer
 from aioquic.quic.congestion.cubic import CubicCongestionControl
 from aioquic.quic.connection import QuicConnection as StockConnection
 from aioquic.quic.packet import pull_quic_transport_parameters
-from aioquic.quic.recovery import QuicPacketPacer
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,6 +29,7 @@ from dep2p_daemon.quic.aioquic_connection import AioquicConnection
 from dep2p_daemon.quic.congestion import UsedWindowCubic
 from dep2p_daemon.quic.libp2p_tls import prove_peer
 from dep2p_daemon.quic.pacer import PASS_PACKETS, BurstPacer
+from dep2p_daemon.quic.recovery import BulkRecovery
 from dep2p_daemon.quic.settings import KIB, MIB, QuicSettings
 
 MakeNode = Callable[..., Any]
@@ -49,6 +50,9 @@ def connect(wire: Any, client: Any, server: Any) -> Any:
         (AioquicConnection, StockConnection, "_replenish_connection_ids"),
         (AioquicConnection, StockConnection, "_write_stream_limits"),
         (AioquicConnection, StockConnection, "_write_connection_limits"),
+        (UsedWindowCubic, CubicCongestionControl, "reset"),
+        (BulkRecovery, QuicPacketRecovery, "reschedule_data"),
+        (BulkRecovery, QuicPacketRecovery, "_on_packets_lost"),
         (BurstPacer, QuicPacketPacer, "next_send_time"),
         (BurstPacer, QuicPacketPacer, "update_after_send"),
         (BurstPacer, QuicPacketPacer, "update_rate"),
@@ -288,11 +292,11 @@ async def test_answers_carry_the_acknowledgement(wire: Any, make_node: MakeNode)
 
 
 async def test_one_pass_is_bounded_and_the_rest_follows(wire: Any, make_node: MakeNode) -> None:
-    server, client = make_node().listen(), make_node()
+    server, client = make_node().listen(), make_node(QuicSettings(max_datagram_size=1400))
     ours, theirs = connect(wire, client, server)
     quic = ours._session.quic
     quic._loss._cc.congestion_window = 10 * MIB
-    quic._loss._pacer.packet_time = None
+    quic._loss._pacer.byte_time = None
     quic._remote_max_data = quic._remote_max_stream_data_bidi_remote = 10 * MIB
     stream = await ours.open_stream()
     await stream.write(bytes(QuicSettings().send_buffer))
