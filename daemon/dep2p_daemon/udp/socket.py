@@ -40,10 +40,14 @@ if TYPE_CHECKING:
     from dep2p_daemon.udp.demultiplexer import SocketAddress
 
 MAX_DESTINATIONS_WITHOUT_OFFLOAD: Final = 256
+LARGE_DATAGRAM: Final = 16_384
+"""A datagram counts as one for so many bytes of it, where the work of one turn is bounded."""
 
 _GSO_REFUSALS: Final = frozenset(
     {errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT}
 )
+_PENDING_ERRORS: Final = frozenset({errno.ECONNREFUSED, errno.EMSGSIZE})
+"""What ICMP messages about earlier datagrams, to anybody, make the next call fail with."""
 _SEGMENT: Final = struct.Struct("=H")
 _ERROR: Final = struct.Struct("=I")
 _INT: Final = struct.Struct("=i")
@@ -239,7 +243,8 @@ class UdpSocket:
             count = self.demultiplexer.dispatch(self._view[:size], segment, sender, local)
             self.counters.received += count
             self.counters.received_bytes += size
-            left -= count
+            # Large datagrams are as much work as many small ones.
+            left -= max(count, size // LARGE_DATAGRAM)
 
     def _read_errors(self) -> None:
         """Empty the error queue (a full one keeps the socket readable) and tell its news."""
@@ -272,6 +277,7 @@ class UdpSocket:
         """Send what `split_batches` made: datagrams of one length, the last maybe shorter."""
         if len(batch) == 1:
             return self._send_one(batch[0], destination, local)
+        refusal = 0
         if self._gso and destination not in self._no_gso:
             ancillary = self._ancillary(local)
             ancillary.append((SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(len(batch[0]))))
@@ -285,7 +291,7 @@ class UdpSocket:
                     # Possibly the answer to an earlier datagram (IP_RECVERR): try again singly.
                     self._read_errors()
                 else:
-                    self._refuse_offload(destination, error.errno or 0)
+                    refusal = error.errno or 0
             else:
                 self.counters.sent += len(batch)
                 self.counters.sent_bytes += sent
@@ -296,6 +302,8 @@ class UdpSocket:
                 self._enqueue(batch[index:], destination, local)
                 break
             result = self._send_one(datagram, destination, local) or result
+        if refusal and result != errno.EMSGSIZE:  # or not the batch was refused, but its datagrams
+            self._refuse_offload(destination, refusal)
         return result
 
     def _refuse_offload(self, destination: SocketAddress, code: int) -> None:
@@ -322,7 +330,7 @@ class UdpSocket:
                 return 0
             except OSError as error:
                 code = error.errno or errno.EIO
-                if code == errno.ECONNREFUSED and attempt == 1:
+                if code in _PENDING_ERRORS and attempt == 1:
                     # Told about an earlier datagram (IP_RECVERR); this one was not sent.
                     self._read_errors()
                     continue
