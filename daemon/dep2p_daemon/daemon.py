@@ -287,6 +287,8 @@ def quic_settings(limits: LimitsSection, quic: QuicSection) -> QuicSettings:
     """Return the QUIC transport's settings for the configured limits."""
     return QuicSettings(
         fast_path=quic.fast_path,
+        max_datagram_size=quic.max_datagram_size,
+        prefer_chacha=quic.prefer_chacha,
         max_connections=limits.max_connections,
         max_inbound_streams=limits.max_inbound_streams_per_connection,
         receive_memory=limits.receive_memory,

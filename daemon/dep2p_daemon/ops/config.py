@@ -208,6 +208,18 @@ class QuicSection(Section):
         description="Send and receive bulk data with code of our own; off, all packets take the "
         "QUIC library's, which costs three times as much.",
     )
+    max_datagram_size: int = Field(
+        default=65000,
+        ge=1200,
+        le=65000,
+        description="Bytes of the largest UDP payload to send. What a path carries is found by "
+        "probing; this is a ceiling.",
+    )
+    prefer_chacha: bool = Field(
+        default=False,
+        description="Prefer ChaCha20-Poly1305 to AES-GCM: faster where the processor has no "
+        "instructions for AES. The listening side chooses.",
+    )
 
 
 class PerfSection(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ssl
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.tls import CipherSuite
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.quic.session import Session
     from dep2p_daemon.quic.settings import QuicSettings
+
+_AES_FIRST: Final = (
+    CipherSuite.AES_128_GCM_SHA256,
+    CipherSuite.CHACHA20_POLY1305_SHA256,
+    CipherSuite.AES_256_GCM_SHA384,
+)
+_CHACHA20_FIRST: Final = (
+    CipherSuite.CHACHA20_POLY1305_SHA256,
+    CipherSuite.AES_128_GCM_SHA256,
+    CipherSuite.AES_256_GCM_SHA384,
+)
 
 
 @dataclass(slots=True)
@@ -65,11 +76,7 @@ class QuicContext:
             private_key=self.certificate.private_key,
             # Who the peer is, is checked in libp2p_tls.py: there are no authorities.
             verify_mode=ssl.CERT_NONE,
-            cipher_suites=[
-                CipherSuite.AES_128_GCM_SHA256,
-                CipherSuite.CHACHA20_POLY1305_SHA256,
-                CipherSuite.AES_256_GCM_SHA384,
-            ],
+            cipher_suites=[*(_CHACHA20_FIRST if settings.prefer_chacha else _AES_FIRST)],
             congestion_control_algorithm=ALGORITHM,
             idle_timeout=settings.idle_timeout,
             max_datagram_size=MIN_INITIAL_DATAGRAM,

@@ -29,6 +29,9 @@ class QuicSettings:
     fast_path: bool = True
     """Whether bulk stream data takes the short way through packets; off, all takes aioquic's."""
 
+    prefer_chacha: bool = False
+    """Whether ChaCha20-Poly1305 comes before AES-GCM; the listening side's order decides."""
+
     max_inbound_streams: int = 256
     """Streams that a peer may have open at a time on one connection."""
     initial_stream_window: int = 512 * KIB

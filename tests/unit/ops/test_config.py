@@ -276,8 +276,9 @@ def test_every_limit_reaches_its_room() -> None:
     memory = values.pop("receive_memory")
     settings = swarm_settings(section)
     assert {name: getattr(settings, name) for name in values} == values
-    quic = quic_settings(section, QuicSection(fast_path=False))
-    assert not quic.fast_path
+    own = {"fast_path": False, "max_datagram_size": 1400, "prefer_chacha": True}
+    quic = quic_settings(section, QuicSection.model_validate(own))
+    assert {name: getattr(quic, name) for name in QuicSection.model_fields} == own
     assert quic.max_connections == values["max_connections"]
     assert quic.max_inbound_streams == values["max_inbound_streams_per_connection"]
     assert quic.receive_memory == tcp_settings(section).receive_memory == memory

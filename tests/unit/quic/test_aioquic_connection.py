@@ -19,6 +19,7 @@ from aioquic.quic.congestion.cubic import CubicCongestionControl
 from aioquic.quic.connection import QuicConnection as StockConnection
 from aioquic.quic.packet import pull_quic_transport_parameters
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery
+from aioquic.tls import CipherSuite
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -473,3 +474,15 @@ async def test_a_writer_that_waits_is_told_of_the_stop_and_forgotten(
     with pytest.raises(StreamResetError):
         await writing
     assert ours._session.streams._full == set()
+
+
+@pytest.mark.parametrize("listener_prefers", [False, True])
+async def test_the_listening_side_chooses_the_cipher(
+    wire: Any, make_node: MakeNode, listener_prefers: bool
+) -> None:
+    server = make_node(QuicSettings(prefer_chacha=listener_prefers)).listen()
+    client = make_node(QuicSettings(prefer_chacha=not listener_prefers))
+    suite = CipherSuite.CHACHA20_POLY1305_SHA256 if listener_prefers else None
+    for connection in connect(wire, client, server):
+        keys = connection._session.quic.one_rtt_keys
+        assert keys.send.cipher_suite is (suite or CipherSuite.AES_128_GCM_SHA256)
