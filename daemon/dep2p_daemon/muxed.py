@@ -356,6 +356,11 @@ class Connection(ABC):
         return None
 
     @property
+    def datagram_size(self) -> int | None:
+        """Bytes of the UDP payloads that bulk data is sent in; None where it is not QUIC."""
+        return None
+
+    @property
     def relayed(self) -> bool:
         """True when the packets go through a relay."""
         return self.relay is not None

@@ -55,6 +55,11 @@ class QuicConnection(Connection):
 
     @property
     @override
+    def datagram_size(self) -> int:
+        return self._session.quic.max_datagram_size
+
+    @property
+    @override
     def streams(self) -> tuple[QuicStream, ...]:
         return self._streams.open
 

@@ -88,6 +88,7 @@ def connection_message(connection: Connection) -> peer_pb2.Connection:
         open_time=timestamp(connection.opened_at),
         received_bytes=connection.traffic.received,
         sent_bytes=connection.traffic.sent,
+        datagram_bytes=connection.datagram_size,
     )
 
 

@@ -204,6 +204,7 @@ class Connection(_message.Message):
     OPEN_TIME_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     SENT_BYTES_FIELD_NUMBER: _builtins.int
+    DATAGRAM_BYTES_FIELD_NUMBER: _builtins.int
     connection_id: _builtins.str
     """connection_id names it within this run of the daemon."""
     peer_id: _builtins.str
@@ -232,6 +233,11 @@ class Connection(_message.Message):
     """received_bytes is the payload received on its streams."""
     sent_bytes: _builtins.int
     """sent_bytes is the payload sent on its streams."""
+    datagram_bytes: _builtins.int
+    """datagram_bytes is the largest UDP payload known to get through to the
+    peer, and so what bulk data is sent in; it grows with use. Absent where
+    the connection is not QUIC.
+    """
     @_builtins.property
     def limits(self) -> Global___Limits:
         """limits are the relay's, absent when none were announced."""
@@ -258,15 +264,20 @@ class Connection(_message.Message):
         open_time: _timestamp_pb2.Timestamp | None = ...,
         received_bytes: _builtins.int = ...,
         sent_bytes: _builtins.int = ...,
+        datagram_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_relay", b"_relay", "_rtt_ms", b"_rtt_ms", "limits", b"limits", "open_time", b"open_time", "relay", b"relay", "rtt_ms", b"rtt_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_datagram_bytes", b"_datagram_bytes", "_relay", b"_relay", "_rtt_ms", b"_rtt_ms", "datagram_bytes", b"datagram_bytes", "limits", b"limits", "open_time", b"open_time", "relay", b"relay", "rtt_ms", b"rtt_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_relay", b"_relay", "_rtt_ms", b"_rtt_ms", "connection_id", b"connection_id", "direction", b"direction", "limits", b"limits", "local_address", b"local_address", "muxer", b"muxer", "open_time", b"open_time", "path", b"path", "peer_id", b"peer_id", "received_bytes", b"received_bytes", "relay", b"relay", "remote_address", b"remote_address", "rtt_ms", b"rtt_ms", "security", b"security", "sent_bytes", b"sent_bytes", "stream_count", b"stream_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_datagram_bytes", b"_datagram_bytes", "_relay", b"_relay", "_rtt_ms", b"_rtt_ms", "connection_id", b"connection_id", "datagram_bytes", b"datagram_bytes", "direction", b"direction", "limits", b"limits", "local_address", b"local_address", "muxer", b"muxer", "open_time", b"open_time", "path", b"path", "peer_id", b"peer_id", "received_bytes", b"received_bytes", "relay", b"relay", "remote_address", b"remote_address", "rtt_ms", b"rtt_ms", "security", b"security", "sent_bytes", b"sent_bytes", "stream_count", b"stream_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__datagram_bytes: _TypeAlias = _typing.Literal["datagram_bytes"]  # noqa: Y015
+    _WhichOneofArgType__datagram_bytes: _TypeAlias = _typing.Literal["_datagram_bytes", b"_datagram_bytes"]  # noqa: Y015
     _WhichOneofReturnType__relay: _TypeAlias = _typing.Literal["relay"]  # noqa: Y015
     _WhichOneofArgType__relay: _TypeAlias = _typing.Literal["_relay", b"_relay"]  # noqa: Y015
     _WhichOneofReturnType__rtt_ms: _TypeAlias = _typing.Literal["rtt_ms"]  # noqa: Y015
     _WhichOneofArgType__rtt_ms: _TypeAlias = _typing.Literal["_rtt_ms", b"_rtt_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__datagram_bytes) -> _WhichOneofReturnType__datagram_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__relay) -> _WhichOneofReturnType__relay | None: ...
     @_typing.overload
