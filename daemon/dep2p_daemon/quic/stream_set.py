@@ -137,7 +137,12 @@ class StreamSet:
             return
         if stream.window.consume(count) and stream.receiving:
             may_grow = self._memory.allows_growth
-            limit = stream.window.announce(self._clock(), self._quic.rtt or 0.0, may_grow)
+            limit = stream.window.announce(
+                self._quic.stream_bytes_received(stream.id),
+                self._clock(),
+                self._quic.rtt or 0.0,
+                may_grow=may_grow,
+            )
             if may_grow:
                 self._window.keep_above(stream.window.size * 3 // 2)
             self._quic.raise_stream_limit(stream.id, limit)
@@ -147,7 +152,10 @@ class StreamSet:
     def _consume(self, count: int) -> None:
         if self._window.consume(count):
             limit = self._window.announce(
-                self._clock(), self._quic.rtt or 0.0, self._memory.allows_growth
+                self._quic.bytes_received,
+                self._clock(),
+                self._quic.rtt or 0.0,
+                may_grow=self._memory.allows_growth,
             )
             self._quic.raise_connection_limit(limit)
             self._on_work()
@@ -181,10 +189,8 @@ class StreamSet:
         unread = received - self._window.consumed
         self._memory.used += unread - self.unread_bytes
         self.unread_bytes = unread
-        if (
-            unread <= self._settings.max_connection_unread
-            and self._memory.allows_growth
-            and self._window.keep_ahead_of(received)
+        if self._memory.allows_growth and self._window.keep_ahead_of(
+            received, self._settings.max_connection_unread
         ):
             self._quic.raise_connection_limit(self._window.limit)
             self._on_work()
