@@ -157,10 +157,21 @@ async def echo_again(net: LabNet, within: float) -> float:
         assert seconds < within, done.stderr
 
 
-@pytest.mark.parametrize("rebooted", [("alice",), ("bob",), ("alice", "bob")], ids="+".join)
-async def test_after_a_nat_reboot_there_is_an_echo_again(rebooted: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "rebooted"),
+    [
+        ("port-restricted", ("alice",)),
+        ("port-restricted", ("bob",)),
+        ("port-restricted", ("alice", "bob")),
+        # Over TCP, whose ports must be free for a new connection between the same two.
+        ("udp-blocked", ("alice",)),
+    ],
+)
+async def test_after_a_nat_reboot_there_is_an_echo_again(
+    kind: str, rebooted: tuple[str, ...]
+) -> None:
     """The direct path dies in silence; the next stream goes through the relay, and punches."""
-    async with lab_daemons("port-restricted", "port-restricted") as net:
+    async with lab_daemons(kind, kind) as net:
         await is_direct(net, "alice")
         for node in rebooted:
             net.lab.flush_nat(node)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from dep2p_daemon.errors import ConnectionClosedError
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 RECEIVE_BYTES: Final = 256 * 1024
 """Taken from a socket at a time; four full Noise frames."""
+
+_TCPI_RETRANSMITS: Final = 2
+"""Where `struct tcp_info` (linux/tcp.h) has a byte that counts the timeouts in a row."""
+_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
+"""`struct linger`: on, for 0 seconds."""
 
 _receive_buffer: Final = memoryview(bytearray(RECEIVE_BYTES))
 """Shared by all sockets: what is in it is used up before the next one receives."""
@@ -123,6 +129,10 @@ class SocketChannel:
             if waiter is not None:
                 remove(self._fd)
                 _wake(waiter)
+        if _is_unheard(self._sock):
+            # The kernel would go on for minutes to send what is left, and meanwhile nobody could
+            # connect between the same two ports again, as the punch of a new path has to.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
         self._sock.close()
 
     def _check(self) -> None:
@@ -156,6 +166,15 @@ class SocketChannel:
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def _is_unheard(sock: socket.socket) -> bool:
+    """Whether what was sent had to be repeated and is not acknowledged yet."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_RETRANSMITS + 1)
+    except OSError:
+        return False
+    return info[_TCPI_RETRANSMITS] > 0
 
 
 def _broken(error: OSError) -> ConnectionClosedError:

@@ -86,7 +86,9 @@ async def connect_repeatedly(address: Multiaddr, source: tuple[str, int]) -> soc
         return await connect_from(address, source)
     except OSError as error:
         raise UnreachableError(
-            f"{address} refused {MAX_TRIES} times", reason="CONNECT_FAILED", address=address
+            f"cannot connect to {address}, tried {MAX_TRIES} times: {error.strerror or error}",
+            reason="CONNECT_FAILED",
+            address=address,
         ) from error
 
 
