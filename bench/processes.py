@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 PEER = "[perf]\nenabled = true\n"
-RELAY = """
+DATAGRAMS_1400 = "max_datagram_size = 1400\n"
+"""What most paths of the internet carry; bulk data over QUIC is measured with it."""
+MANY_CONNECTIONS = """
+[limits]
+max_connections = 4000
+max_inbound_connections = 4000
+max_inbound_connections_per_ip = 4000
+"""
+RELAY = f"""
 [relay_server]
 max_reservations = 2000
 max_reservations_per_ip = 2000
@@ -26,12 +34,7 @@ max_circuits = 200
 max_circuits_per_source = 100
 max_circuits_per_target = 100
 rate = 0
-
-[limits]
-max_connections = 4000
-max_inbound_connections = 4000
-max_inbound_connections_per_ip = 4000
-"""
+{MANY_CONNECTIONS}"""
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,18 @@ class Usage:
 
 
 @asynccontextmanager
-async def network(*names: str) -> AsyncIterator[list[Daemon]]:
-    """Start daemons by name: "relay" is a relay with raised limits, all others serve perf."""
+async def network(*names: str, quic: str = "", limits: str = "") -> AsyncIterator[list[Daemon]]:
+    """Start daemons by name: "relay" is a relay with raised limits, all others serve perf.
+
+    `quic` are lines of the section of that name, for all of them; `limits` is that section of the
+    others' configuration.
+    """
     async with daemons() as start:
         started: list[Daemon] = []
         for name in names:
             daemon = start.prepare(name, "--log-level=info")
-            daemon.config = RELAY if name == "relay" else PEER
+            daemon.config = RELAY if name == "relay" else PEER + limits
+            daemon.config += f"\n[quic]\n{quic}"
             if name == "relay":
                 daemon.flags = (*daemon.flags, "--preset=relay")
             await daemon.start()

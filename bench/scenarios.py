@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from tests.e2e.processes import BIN, environment
 
 import dep2p
-from bench.processes import Usage, network
+from bench.connections import handshake, idle_connections
+from bench.processes import DATAGRAMS_1400, Usage, network
 from bench.report import Figure
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ async def bulk(node: dep2p.Node, target: str, size: int) -> None:
             raise RuntimeError(f"{report.uploaded_bytes} of {size} bytes arrived")
 
 
-async def direct(transport: str, at_most: float, size: int) -> list[Figure]:
-    """CPU of both daemons for one bulk stream."""
-    sender = Figure(f"direct {transport}, /perf, sending daemon", "s/GB", at_most=at_most)
-    receiver = Figure(f"direct {transport}, /perf, receiving daemon", "s/GB", at_most=at_most)
-    speed = Figure(f"direct {transport}, /perf, throughput", "MB/s")
-    async with network("a", "b") as (a, b), dep2p.connect(a.socket) as node:
+async def direct(
+    what: str, transport: str, at_most: float | None, size: int, *, quic: str = ""
+) -> list[Figure]:
+    """CPU of both daemons for one bulk stream; `quic` are settings of both."""
+    sender = Figure(f"{what}, /perf, sending daemon", "s/GB", at_most=at_most)
+    receiver = Figure(f"{what}, /perf, receiving daemon", "s/GB", at_most=at_most)
+    speed = Figure(f"{what}, /perf, throughput", "MB/s")
+    async with network("a", "b", quic=quic) as (a, b), dep2p.connect(a.socket) as node:
         await node.dial(b.address(transport))
         await bulk(node, b.peer_id, size // 10)
         for _ in range(RUNS):
@@ -57,13 +60,18 @@ async def direct(transport: str, at_most: float, size: int) -> list[Figure]:
 
 
 async def direct_quic() -> list[Figure]:
-    """Direct QUIC by /perf."""
-    return await direct("quic-v1", 20, BULK)
+    """Direct QUIC by /perf with both AEADs, and with datagrams as large as loopback carries."""
+    chacha = DATAGRAMS_1400 + "prefer_chacha = true\n"
+    return [
+        *await direct("direct quic-v1, AES-GCM", "quic-v1", 6, BULK, quic=DATAGRAMS_1400),
+        *await direct("direct quic-v1, ChaCha20-Poly1305", "quic-v1", None, BULK, quic=chacha),
+        *await direct("direct quic-v1, path MTU discovery", "quic-v1", 1.5, 4 * BULK),
+    ]
 
 
 async def direct_tcp() -> list[Figure]:
     """Direct TCP by /perf."""
-    return await direct("tcp", 3, 4 * BULK)
+    return await direct("direct tcp", "tcp", 3, 4 * BULK)
 
 
 async def open_stream_bulk() -> list[Figure]:
@@ -72,7 +80,7 @@ async def open_stream_bulk() -> list[Figure]:
     receiver = Figure("OpenStream over direct quic-v1, receiving daemon", "s/GB")
     client = Figure("OpenStream over direct quic-v1, both Python clients in one process", "s/GB")
     async with (
-        network("a", "b") as (a, b),
+        network("a", "b", quic=DATAGRAMS_1400) as (a, b),
         dep2p.connect(a.socket) as node_a,
         dep2p.connect(b.socket) as node_b,
     ):
@@ -108,7 +116,7 @@ async def circuit(transport: str, at_most: float, size: int) -> list[Figure]:
     figure = Figure(f"stream circuit over {transport}, relay", "s/GB", at_most=at_most)
     speed = Figure(f"stream circuit over {transport}, throughput", "MB/s")
     async with (
-        network("relay", "a", "b") as (r, a, b),
+        network("relay", "a", "b", quic=DATAGRAMS_1400) as (r, a, b),
         dep2p.connect(a.socket) as node_a,
         dep2p.connect(b.socket) as node_b,
     ):
@@ -126,7 +134,7 @@ async def circuit(transport: str, at_most: float, size: int) -> list[Figure]:
 
 async def circuit_quic() -> list[Figure]:
     """A stream circuit between QUIC connections."""
-    return await circuit("quic-v1", 40, BULK // 2)
+    return await circuit("quic-v1", 12, BULK // 2)
 
 
 async def circuit_tcp() -> list[Figure]:
@@ -229,6 +237,8 @@ async def echo_latency() -> list[Figure]:
 
 SCENARIOS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "direct-quic": direct_quic,
+    "handshake": handshake,
+    "idle-connections": idle_connections,
     "open-stream": open_stream_bulk,
     "direct-tcp": direct_tcp,
     "circuit-quic": circuit_quic,

@@ -7,6 +7,7 @@ The RFC's domain and payload type are out of date: every implementation uses tho
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,9 @@ PAYLOAD_TYPE: Final = b"\x03\x01"
 
 MAX_ADDRESSES: Final = 500
 """go-libp2p's bound of a peer's addresses; what follows is left out."""
+
+_REMEMBERED: Final = 16
+"""Records that need not be verified again: whoever got one shows it to others here at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +78,29 @@ class PeerRecord:
             ProtocolViolationError: malformed.
             AuthenticationError: a bad signature, or somebody else's.
         """
-        envelope = open_envelope(data, domain=DOMAIN, payload_type=PAYLOAD_TYPE)
-        message = pb.PeerRecord()
-        try:
-            message.ParseFromString(envelope.payload)
-            peer_id = PeerId.from_bytes(message.peer_id)
-        except (DecodeError, PeerIdError) as error:
-            raise ProtocolViolationError(
-                "a peer record does not parse", reason="PEER_RECORD_MALFORMED"
-            ) from error
-        signer = PeerId.from_public_key(envelope.public_key)
-        if signer != peer_id:
-            raise AuthenticationError(
-                f"a peer record of {peer_id} is signed by {signer}",
-                reason="PEER_RECORD_SIGNER",
-                peer_id=peer_id,
-                signer=signer,
-            )
-        return cls(peer_id, message.seq, tuple(_addresses(message)))
+        return _open(bytes(data))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _open(data: bytes) -> PeerRecord:
+    envelope = open_envelope(data, domain=DOMAIN, payload_type=PAYLOAD_TYPE)
+    message = pb.PeerRecord()
+    try:
+        message.ParseFromString(envelope.payload)
+        peer_id = PeerId.from_bytes(message.peer_id)
+    except (DecodeError, PeerIdError) as error:
+        raise ProtocolViolationError(
+            "a peer record does not parse", reason="PEER_RECORD_MALFORMED"
+        ) from error
+    signer = PeerId.from_public_key(envelope.public_key)
+    if signer != peer_id:
+        raise AuthenticationError(
+            f"a peer record of {peer_id} is signed by {signer}",
+            reason="PEER_RECORD_SIGNER",
+            peer_id=peer_id,
+            signer=signer,
+        )
+    return PeerRecord(peer_id, message.seq, tuple(_addresses(message)))
 
 
 def _addresses(message: pb.PeerRecord) -> list[Multiaddr]:
