@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from dep2p.v1.network_pb2 import (
         AddressReachability,
         DialCheck,
+        Gateway,
         Ipv6Check,
+        PortMapping,
         RelayCheck,
         TransportCheck,
     )
@@ -26,7 +28,10 @@ def report_fields(report: NetworkReport) -> list[tuple[str, object]]:
         *_transport_fields("UDP", report.udp),
         *_transport_fields("TCP", report.tcp),
         ("hairpin", _known(report.hairpin if report.HasField("hairpin") else None)),
-        ("port mapping", report.port_mapping or "unknown"),
+        (
+            "port mapping",
+            [report.port_mapping or "unknown", *(gateway_text(one) for one in report.gateways)],
+        ),
         ("IPv6", _ipv6_text(report.ipv6)),
         ("reachability", _word(enum_name(Reachability.DESCRIPTOR, report.reachability))),
         ("addresses", [_address_text(one) for one in report.addresses]),
@@ -34,6 +39,20 @@ def report_fields(report: NetworkReport) -> list[tuple[str, object]]:
         ("relays", [_relay_text(one) for one in report.relays]),
         ("took", f"{report.elapsed_seconds:.1f} s"),
     ]
+
+
+def gateway_text(gateway: Gateway) -> str:
+    """A router, and what it maps or why it does not."""
+    router = f" by {gateway.protocol} at {gateway.address}" if gateway.protocol else ""
+    parts = [_mapping_text(one) for one in gateway.mappings]
+    if gateway.error:
+        parts.append(gateway.message or gateway.error)
+    return f"IPv{gateway.ip_version}{router}: {', '.join(parts) or 'being tried'}"
+
+
+def _mapping_text(mapping: PortMapping) -> str:
+    error = f" ({mapping.error})" if mapping.error else ""
+    return (mapping.external_address or f"{mapping.transport} {mapping.port} not mapped") + error
 
 
 def _transport_fields(name: str, check: TransportCheck) -> list[tuple[str, object]]:

@@ -9,6 +9,7 @@ from dep2p.v1.network_pb2 import Reachability
 from dep2p.v1.peer_pb2 import Direction, Path
 from dep2p.v1.relay_pb2 import Relay
 from dep2pctl.as_json import enum_name
+from dep2pctl.network_views import gateway_text
 from dep2pctl.output import byte_count, duration, milliseconds
 
 if TYPE_CHECKING:
@@ -215,6 +216,8 @@ def _event_details(event: Event, kind: str) -> str:
         network = event.network_changed
         name = enum_name(type(network).Change.DESCRIPTOR, network.change) or "-"
         return " ".join([name, *network.sources])
+    if kind == "port_mapping_changed":
+        return "; ".join(gateway_text(one) for one in event.port_mapping_changed.gateways)
     if kind == "reachability_changed":
         return reachability_text(event.reachability_changed)
     if kind == "stopping":

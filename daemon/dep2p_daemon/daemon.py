@@ -186,6 +186,7 @@ class Daemon:
             relays=lambda: self.relay_client.relays,
             reachability=self.reachability,
             port_mapping=lambda: "" if self.port_mapper is None else self.port_mapper.protocol,
+            gateways=lambda: () if self.port_mapper is None else self.port_mapper.status,
         )
         self.relay_server = None
         if config.relay_server.enabled:

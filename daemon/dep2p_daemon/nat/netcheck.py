@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection
     from dep2p_daemon.nat.fresh_dial import FreshDial
+    from dep2p_daemon.nat.port_mapping.status import GatewayStatus
     from dep2p_daemon.nat.reachability_watch import ReachabilityWatch
     from dep2p_daemon.protocols.identify import Identify
     from dep2p_daemon.swarm.swarm import Swarm
@@ -81,6 +82,7 @@ class Netcheck:
         relays: Callable[[], Sequence[RelayStatus]],
         reachability: ReachabilityWatch | None,
         port_mapping: Callable[[], str] = lambda: "",
+        gateways: Callable[[], tuple[GatewayStatus, ...]] = tuple,
         settings: NetcheckSettings | None = None,
         is_public: Callable[[Multiaddr], bool] = is_public,
     ) -> None:
@@ -91,6 +93,7 @@ class Netcheck:
         self._relays = relays
         self._reachability = reachability
         self._port_mapping = port_mapping
+        self._gateways = gateways
         self._settings = settings or NetcheckSettings()
         self._is_public = is_public
         self._turn = asyncio.Lock()
@@ -148,6 +151,7 @@ class Netcheck:
             ),
             hairpin=hairpin,
             port_mapping=self._port_mapping(),
+            gateways=self._gateways(),
             ipv6=Ipv6Check(
                 address=_has_ipv6(),
                 works=_ipv6_works(dialled),

@@ -12,6 +12,7 @@ from dep2p_daemon.nat.reachability import Verdict
 if TYPE_CHECKING:
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
+    from dep2p_daemon.nat.port_mapping.status import GatewayStatus
     from dep2p_daemon.nat.reachability import AddressReachability
 
 
@@ -111,6 +112,8 @@ class NetworkReport:
     reachability: Verdict
     port_mapping: str = ""
     """The protocol by which the router maps a port, or "none"; empty: not known."""
+    gateways: tuple[GatewayStatus, ...] = ()
+    """The routers that are asked to map ports; empty when port mapping is turned off."""
     seconds: float
     """What the check took."""
 

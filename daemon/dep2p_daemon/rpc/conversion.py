@@ -12,8 +12,9 @@ from dep2p_daemon.circuit import events as circuit_events
 from dep2p_daemon.daemon import Daemon, Stopping
 from dep2p_daemon.muxed import Direction
 from dep2p_daemon.nat.paths import PathChanged
+from dep2p_daemon.nat.port_mapping.status import PortMappingChanged
 from dep2p_daemon.nat.reachability import ReachabilityChanged
-from dep2p_daemon.rpc.network_conversion import reachability_changed
+from dep2p_daemon.rpc.network_conversion import port_mapping_changed, reachability_changed
 from dep2p_daemon.swarm import events as swarm_events
 
 if TYPE_CHECKING:
@@ -207,6 +208,8 @@ def event_message(daemon: Daemon, event: object) -> event_pb2.Event | None:
             message.path_changed.previous = _PATHS[previous]
         case ReachabilityChanged(verdict, verdicts):
             message.reachability_changed.CopyFrom(reachability_changed(verdict, verdicts))
+        case PortMappingChanged(status):
+            message.port_mapping_changed.CopyFrom(port_mapping_changed(status))
         case swarm_events.NetworkChanged(change, sources, gateways):
             message.network_changed.CopyFrom(
                 event_pb2.NetworkChanged(
@@ -230,6 +233,8 @@ def snapshot(daemon: Daemon) -> list[event_pb2.Event]:
     if daemon.reachability is not None:
         watch = daemon.reachability
         events.append(ReachabilityChanged(watch.verdict, watch.addresses))
+    if daemon.port_mapper is not None:
+        events.append(PortMappingChanged(daemon.port_mapper.status))
     events += (circuit_events.RelayHostChanged(host) for host in daemon.relay_supervisor.hosts)
     events += (circuit_events.RelayChanged(status) for status in daemon.relay_client.relays)
     events += (swarm_events.ConnectionOpened(connection) for connection in swarm.connections())

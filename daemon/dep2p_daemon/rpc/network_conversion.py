@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dep2p.v1 import network_pb2
+from dep2p_daemon.nat.port_mapping.terms import multiaddr_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dep2p_daemon.nat.netcheck_report import NetworkReport, TransportCheck
+    from dep2p_daemon.nat.port_mapping.status import GatewayStatus, PortMapping
     from dep2p_daemon.nat.reachability import AddressReachability, Verdict
 
 
@@ -25,6 +27,11 @@ def reachability_changed(
     return network_pb2.ReachabilityChanged(
         reachability=reachability_value(verdict), addresses=_addresses(addresses)
     )
+
+
+def port_mapping_changed(status: Iterable[GatewayStatus]) -> network_pb2.PortMappingChanged:
+    """What the gateways map."""
+    return network_pb2.PortMappingChanged(gateways=[_gateway(one) for one in status])
 
 
 def report_message(report: NetworkReport) -> network_pb2.NetworkReport:
@@ -50,7 +57,31 @@ def report_message(report: NetworkReport) -> network_pb2.NetworkReport:
         ],
         ipv6=network_pb2.Ipv6Check(address=report.ipv6.address, works=report.ipv6.works),
         elapsed_seconds=report.seconds,
+        gateways=[_gateway(one) for one in report.gateways],
     )
+
+
+def _gateway(status: GatewayStatus) -> network_pb2.Gateway:
+    return network_pb2.Gateway(
+        ip_version=status.version,
+        address="" if status.gateway is None else str(status.gateway),
+        protocol="" if status.protocol is None else status.protocol.word,
+        mappings=[_port_mapping(one) for one in status.mappings],
+        error=status.error,
+        message=status.detail,
+    )
+
+
+def _port_mapping(mapping: PortMapping) -> network_pb2.PortMapping:
+    message = network_pb2.PortMapping(
+        transport=mapping.port.transport.name.lower(),
+        port=mapping.port.number,
+        error=mapping.error,
+    )
+    if mapping.external is not None:
+        message.external_address = str(multiaddr_of(mapping.port, mapping.external))
+        message.expire_time.FromSeconds(int(mapping.expires_at))
+    return message
 
 
 def _addresses(

@@ -21,6 +21,11 @@ REPORT = pb.NetworkReport(
         filtering=pb.FILTERING_ADDRESS_AND_PORT_DEPENDENT,
     ),
     hairpin=False,
+    port_mapping="upnp",
+    gateways=[
+        pb.Gateway(ip_version=4, address="192.168.1.1", protocol="upnp"),
+        pb.Gateway(ip_version=6, error="NO_GATEWAY"),
+    ],
     reachability=pb.REACHABILITY_PRIVATE,
     addresses=[
         pb.AddressReachability(
@@ -47,7 +52,11 @@ def test_every_line_of_a_report() -> None:
         "TCP mapping": "endpoint-independent",
         "TCP filtering": "address-and-port-dependent",
         "hairpin": "no",
-        "port mapping": "unknown",
+        "port mapping": [
+            "upnp",
+            "IPv4 by upnp at 192.168.1.1: being tried",
+            "IPv6: NO_GATEWAY",
+        ],
         "IPv6": "global address; works: no",
         "reachability": "private",
         "addresses": ["/ip4/5.6.7.8/tcp/2  private (2 of 3)"],
@@ -61,5 +70,6 @@ def test_what_is_not_known_is_said() -> None:
     fields = dict(report_fields(pb.NetworkReport()))
     assert fields["UDP"] == ["unknown"]
     assert fields["hairpin"] == "unknown"
+    assert fields["port mapping"] == ["unknown"]
     assert fields["IPv6"] == "no global address"
     assert fields["verdict"] == "unknown: "

@@ -17,6 +17,9 @@ from dep2p.v1.network_pb2 import (
     REACHABILITY_PRIVATE,
     REACHABILITY_PUBLIC,
     AddressReachability,
+    Gateway,
+    PortMapping,
+    PortMappingChanged,
     ReachabilityChanged,
 )
 from dep2p.v1.node_service_pb2 import Node
@@ -147,6 +150,26 @@ def test_only_a_relay_counts_reservations() -> None:
             ),
             "moved 192.0.2.7 2001:db8::7",
         ),
+        (
+            Event(
+                port_mapping_changed=PortMappingChanged(
+                    gateways=[
+                        Gateway(
+                            ip_version=4,
+                            address="192.168.1.1",
+                            protocol="upnp",
+                            mappings=[
+                                PortMapping(external_address="/ip4/1/tcp/2"),
+                                PortMapping(transport="udp", port=3, error="NO_RESOURCES"),
+                            ],
+                        ),
+                        Gateway(ip_version=6, error="NO_GATEWAY", message="there is none"),
+                    ]
+                )
+            ),
+            "IPv4 by upnp at 192.168.1.1: /ip4/1/tcp/2, udp 3 not mapped (NO_RESOURCES); "
+            "IPv6: there is none",
+        ),
         (Event(stopping=Stopping(reason="signal")), "signal"),
         (Event(lost=Lost(count=7)), "7 events"),
     ],
@@ -161,7 +184,7 @@ def test_every_event_is_one_line(event: Event, part: str) -> None:
 
 def test_no_kind_of_event_is_without_a_text() -> None:
     """A new member of the oneof wants a line in `_event_details`, and a row above."""
-    tested = 13
+    tested = 14
     assert len(Event.DESCRIPTOR.oneofs_by_name["event"].fields) == tested
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.muxed import CircuitLimits, Connection, Direction, Stream
 from dep2p_daemon.nat import paths, reachability
+from dep2p_daemon.nat.port_mapping import status as port_mapping_status
+from dep2p_daemon.nat.port_mapping.terms import Endpoint, Port, Protocol, Transport
 from dep2p_daemon.rpc import conversion
 from dep2p_daemon.swarm import events as swarm_events
 from dep2p_daemon.swarm.peerstore import Peerstore
@@ -116,6 +119,21 @@ CIRCUIT = circuit_events.CircuitStatus(
 RESERVATION = circuit_events.ReservationStatus(
     peer_id=PEER.peer_id, address=ADDRESS, created_at=1.0, expires_at=3601.25
 )
+GATEWAY = port_mapping_status.GatewayStatus(
+    version=4,
+    gateway=IPv4Address("192.168.1.1"),
+    protocol=Protocol.NAT_PMP,
+    mappings=(
+        port_mapping_status.PortMapping(
+            port=Port(Transport.UDP, 4001),
+            external=Endpoint(IPv4Address("198.51.100.7"), 40000),
+            expires_at=1000.0,
+        ),
+        port_mapping_status.PortMapping(
+            port=Port(Transport.TCP, 4001), external=None, expires_at=0.0, error="NO_RESOURCES"
+        ),
+    ),
+)
 EVENTS: dict[str, object] = {
     "connection_opened": swarm_events.ConnectionOpened(StillConnection()),
     "connection_closed": swarm_events.ConnectionClosed(
@@ -137,6 +155,7 @@ EVENTS: dict[str, object] = {
     "network_changed": swarm_events.NetworkChanged(
         swarm_events.NetworkChange.MOVED, ("192.0.2.7",), ("192.0.2.1",)
     ),
+    "port_mapping_changed": port_mapping_status.PortMappingChanged((GATEWAY,)),
     "stopping": Stopping("signal"),
 }
 
@@ -173,13 +192,27 @@ def test_every_event_of_the_rooms_is_told() -> None:
     told = {type(event).__name__ for event in (*EVENTS.values(), RELAY_HOST)} - {"Stopping"}
     published = {
         name
-        for module in (swarm_events, circuit_events, paths, reachability)
+        for module in (swarm_events, circuit_events, paths, reachability, port_mapping_status)
         for name, value in vars(module).items()
         if isinstance(value, type)
         and value.__module__ == module.__name__
         and name.endswith(("Opened", "Closed", "Changed", "Identified"))
     }
     assert published == told
+
+
+def test_what_a_gateway_maps_and_what_not() -> None:
+    message = message_of(EVENTS["port_mapping_changed"])
+    assert message is not None
+    (gateway,) = message.port_mapping_changed.gateways
+    assert (gateway.ip_version, gateway.address, gateway.protocol) == (4, "192.168.1.1", "nat-pmp")
+    mapped, refused = gateway.mappings
+    assert (mapped.transport, mapped.port) == ("udp", 4001)
+    assert mapped.external_address == "/ip4/198.51.100.7/udp/40000/quic-v1"
+    assert mapped.expire_time.seconds == 1000
+    assert (refused.transport, refused.error) == ("tcp", "NO_RESOURCES")
+    assert refused.external_address == ""
+    assert not refused.HasField("expire_time")
 
 
 def test_what_is_no_watchers_concern_is_left_out() -> None:

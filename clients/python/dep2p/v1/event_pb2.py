@@ -28,7 +28,7 @@ from dep2p.v1 import relay_pb2 as dep2p_dot_v1_dot_relay__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64\x65p2p/v1/event.proto\x12\x08\x64\x65p2p.v1\x1a\x16\x64\x65p2p/v1/network.proto\x1a\x13\x64\x65p2p/v1/peer.proto\x1a\x14\x64\x65p2p/v1/relay.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x05\n\x05\x45vent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\x31\n\x11\x63onnection_opened\x18\x03 \x01(\x0b\x32\x14.dep2p.v1.ConnectionH\x00\x12\x37\n\x11\x63onnection_closed\x18\x04 \x01(\x0b\x32\x1a.dep2p.v1.ConnectionClosedH\x00\x12)\n\x0fpeer_identified\x18\x05 \x01(\x0b\x32\x0e.dep2p.v1.PeerH\x00\x12\x37\n\x11\x61\x64\x64resses_changed\x18\x06 \x01(\x0b\x32\x1a.dep2p.v1.AddressesChangedH\x00\x12(\n\rrelay_changed\x18\x07 \x01(\x0b\x32\x0f.dep2p.v1.RelayH\x00\x12+\n\x0e\x63ircuit_opened\x18\x08 \x01(\x0b\x32\x11.dep2p.v1.CircuitH\x00\x12+\n\x0e\x63ircuit_closed\x18\t \x01(\x0b\x32\x11.dep2p.v1.CircuitH\x00\x12;\n\x13reservation_changed\x18\n \x01(\x0b\x32\x1c.dep2p.v1.ReservationChangedH\x00\x12&\n\x08stopping\x18\x0b \x01(\x0b\x32\x12.dep2p.v1.StoppingH\x00\x12\x1e\n\x04lost\x18\x0c \x01(\x0b\x32\x0e.dep2p.v1.LostH\x00\x12=\n\x14reachability_changed\x18\x14 \x01(\x0b\x32\x1d.dep2p.v1.ReachabilityChangedH\x00\x12\x33\n\x0fnetwork_changed\x18\x15 \x01(\x0b\x32\x18.dep2p.v1.NetworkChangedH\x00\x12-\n\x0cpath_changed\x18\x10 \x01(\x0b\x32\x15.dep2p.v1.PathChangedH\x00\x42\x07\n\x05\x65vent\"]\n\x10\x43onnectionClosed\x12(\n\nconnection\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.Connection\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"Y\n\x0bPathChanged\x12(\n\nconnection\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.Connection\x12 \n\x08previous\x18\x02 \x01(\x0e\x32\x0e.dep2p.v1.Path\"\xd3\x01\n\x0eNetworkChanged\x12/\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x1f.dep2p.v1.NetworkChanged.Change\x12\x0f\n\x07sources\x18\x02 \x03(\t\x12\x10\n\x08gateways\x18\x03 \x03(\t\"m\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_MOVED\x10\x01\x12\x0f\n\x0b\x43HANGE_LOST\x10\x02\x12\x16\n\x12\x43HANGE_INTERRUPTED\x10\x03\x12\x10\n\x0c\x43HANGE_SLEPT\x10\x04\"%\n\x10\x41\x64\x64ressesChanged\x12\x11\n\taddresses\x18\x01 \x03(\t\"\xc2\x01\n\x07\x43ircuit\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x1e\n\x16source_to_target_bytes\x18\x04 \x01(\x04\x12\x1e\n\x16target_to_source_bytes\x18\x05 \x01(\x04\x12-\n\topen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63lose_reason\x18\x07 \x01(\t\"\xe9\x01\n\x12ReservationChanged\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x33\n\x06\x63hange\x18\x02 \x01(\x0e\x32#.dep2p.v1.ReservationChanged.Change\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANGE_CREATED\x10\x01\x12\x14\n\x10\x43HANGE_REFRESHED\x10\x02\x12\x10\n\x0c\x43HANGE_ENDED\x10\x03\"\x1a\n\x08Stopping\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x15\n\x04Lost\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64\x65p2p/v1/event.proto\x12\x08\x64\x65p2p.v1\x1a\x16\x64\x65p2p/v1/network.proto\x1a\x13\x64\x65p2p/v1/peer.proto\x1a\x14\x64\x65p2p/v1/relay.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x06\n\x05\x45vent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\x31\n\x11\x63onnection_opened\x18\x03 \x01(\x0b\x32\x14.dep2p.v1.ConnectionH\x00\x12\x37\n\x11\x63onnection_closed\x18\x04 \x01(\x0b\x32\x1a.dep2p.v1.ConnectionClosedH\x00\x12)\n\x0fpeer_identified\x18\x05 \x01(\x0b\x32\x0e.dep2p.v1.PeerH\x00\x12\x37\n\x11\x61\x64\x64resses_changed\x18\x06 \x01(\x0b\x32\x1a.dep2p.v1.AddressesChangedH\x00\x12(\n\rrelay_changed\x18\x07 \x01(\x0b\x32\x0f.dep2p.v1.RelayH\x00\x12+\n\x0e\x63ircuit_opened\x18\x08 \x01(\x0b\x32\x11.dep2p.v1.CircuitH\x00\x12+\n\x0e\x63ircuit_closed\x18\t \x01(\x0b\x32\x11.dep2p.v1.CircuitH\x00\x12;\n\x13reservation_changed\x18\n \x01(\x0b\x32\x1c.dep2p.v1.ReservationChangedH\x00\x12&\n\x08stopping\x18\x0b \x01(\x0b\x32\x12.dep2p.v1.StoppingH\x00\x12\x1e\n\x04lost\x18\x0c \x01(\x0b\x32\x0e.dep2p.v1.LostH\x00\x12=\n\x14reachability_changed\x18\x14 \x01(\x0b\x32\x1d.dep2p.v1.ReachabilityChangedH\x00\x12\x33\n\x0fnetwork_changed\x18\x15 \x01(\x0b\x32\x18.dep2p.v1.NetworkChangedH\x00\x12<\n\x14port_mapping_changed\x18\x16 \x01(\x0b\x32\x1c.dep2p.v1.PortMappingChangedH\x00\x12-\n\x0cpath_changed\x18\x10 \x01(\x0b\x32\x15.dep2p.v1.PathChangedH\x00\x42\x07\n\x05\x65vent\"]\n\x10\x43onnectionClosed\x12(\n\nconnection\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.Connection\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"Y\n\x0bPathChanged\x12(\n\nconnection\x18\x01 \x01(\x0b\x32\x14.dep2p.v1.Connection\x12 \n\x08previous\x18\x02 \x01(\x0e\x32\x0e.dep2p.v1.Path\"\xd3\x01\n\x0eNetworkChanged\x12/\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x1f.dep2p.v1.NetworkChanged.Change\x12\x0f\n\x07sources\x18\x02 \x03(\t\x12\x10\n\x08gateways\x18\x03 \x03(\t\"m\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_MOVED\x10\x01\x12\x0f\n\x0b\x43HANGE_LOST\x10\x02\x12\x16\n\x12\x43HANGE_INTERRUPTED\x10\x03\x12\x10\n\x0c\x43HANGE_SLEPT\x10\x04\"%\n\x10\x41\x64\x64ressesChanged\x12\x11\n\taddresses\x18\x01 \x03(\t\"\xc2\x01\n\x07\x43ircuit\x12\x12\n\ncircuit_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x1e\n\x16source_to_target_bytes\x18\x04 \x01(\x04\x12\x1e\n\x16target_to_source_bytes\x18\x05 \x01(\x04\x12-\n\topen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63lose_reason\x18\x07 \x01(\t\"\xe9\x01\n\x12ReservationChanged\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x33\n\x06\x63hange\x18\x02 \x01(\x0e\x32#.dep2p.v1.ReservationChanged.Change\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANGE_CREATED\x10\x01\x12\x14\n\x10\x43HANGE_REFRESHED\x10\x02\x12\x10\n\x0c\x43HANGE_ENDED\x10\x03\"\x1a\n\x08Stopping\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x15\n\x04Lost\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,25 +37,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1'
   _globals['_EVENT']._serialized_start=135
-  _globals['_EVENT']._serialized_end=847
-  _globals['_CONNECTIONCLOSED']._serialized_start=849
-  _globals['_CONNECTIONCLOSED']._serialized_end=942
-  _globals['_PATHCHANGED']._serialized_start=944
-  _globals['_PATHCHANGED']._serialized_end=1033
-  _globals['_NETWORKCHANGED']._serialized_start=1036
-  _globals['_NETWORKCHANGED']._serialized_end=1247
-  _globals['_NETWORKCHANGED_CHANGE']._serialized_start=1138
-  _globals['_NETWORKCHANGED_CHANGE']._serialized_end=1247
-  _globals['_ADDRESSESCHANGED']._serialized_start=1249
-  _globals['_ADDRESSESCHANGED']._serialized_end=1286
-  _globals['_CIRCUIT']._serialized_start=1289
-  _globals['_CIRCUIT']._serialized_end=1483
-  _globals['_RESERVATIONCHANGED']._serialized_start=1486
-  _globals['_RESERVATIONCHANGED']._serialized_end=1719
-  _globals['_RESERVATIONCHANGED_CHANGE']._serialized_start=1627
-  _globals['_RESERVATIONCHANGED_CHANGE']._serialized_end=1719
-  _globals['_STOPPING']._serialized_start=1721
-  _globals['_STOPPING']._serialized_end=1747
-  _globals['_LOST']._serialized_start=1749
-  _globals['_LOST']._serialized_end=1770
+  _globals['_EVENT']._serialized_end=909
+  _globals['_CONNECTIONCLOSED']._serialized_start=911
+  _globals['_CONNECTIONCLOSED']._serialized_end=1004
+  _globals['_PATHCHANGED']._serialized_start=1006
+  _globals['_PATHCHANGED']._serialized_end=1095
+  _globals['_NETWORKCHANGED']._serialized_start=1098
+  _globals['_NETWORKCHANGED']._serialized_end=1309
+  _globals['_NETWORKCHANGED_CHANGE']._serialized_start=1200
+  _globals['_NETWORKCHANGED_CHANGE']._serialized_end=1309
+  _globals['_ADDRESSESCHANGED']._serialized_start=1311
+  _globals['_ADDRESSESCHANGED']._serialized_end=1348
+  _globals['_CIRCUIT']._serialized_start=1351
+  _globals['_CIRCUIT']._serialized_end=1545
+  _globals['_RESERVATIONCHANGED']._serialized_start=1548
+  _globals['_RESERVATIONCHANGED']._serialized_end=1781
+  _globals['_RESERVATIONCHANGED_CHANGE']._serialized_start=1689
+  _globals['_RESERVATIONCHANGED_CHANGE']._serialized_end=1781
+  _globals['_STOPPING']._serialized_start=1783
+  _globals['_STOPPING']._serialized_end=1809
+  _globals['_LOST']._serialized_start=1811
+  _globals['_LOST']._serialized_end=1832
 # @@protoc_insertion_point(module_scope)

@@ -43,6 +43,7 @@ class Event(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     REACHABILITY_CHANGED_FIELD_NUMBER: _builtins.int
     NETWORK_CHANGED_FIELD_NUMBER: _builtins.int
+    PORT_MAPPING_CHANGED_FIELD_NUMBER: _builtins.int
     PATH_CHANGED_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bool
     """snapshot marks the events that describe the state at the start of a watch."""
@@ -99,6 +100,10 @@ class Event(_message.Message):
         """network_changed tells that this machine is on another network, or may be."""
 
     @_builtins.property
+    def port_mapping_changed(self) -> _network_pb2.PortMappingChanged:
+        """port_mapping_changed tells which ports the router forwards to this node."""
+
+    @_builtins.property
     def path_changed(self) -> Global___PathChanged:
         """path_changed tells that new streams to a peer take another path."""
 
@@ -119,13 +124,14 @@ class Event(_message.Message):
         lost: Global___Lost | None = ...,
         reachability_changed: _network_pb2.ReachabilityChanged | None = ...,
         network_changed: Global___NetworkChanged | None = ...,
+        port_mapping_changed: _network_pb2.PortMappingChanged | None = ...,
         path_changed: Global___PathChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "network_changed", b"network_changed", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "network_changed", b"network_changed", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "port_mapping_changed", b"port_mapping_changed", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "network_changed", b"network_changed", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "snapshot", b"snapshot", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_changed", b"addresses_changed", "circuit_closed", b"circuit_closed", "circuit_opened", b"circuit_opened", "connection_closed", b"connection_closed", "connection_opened", b"connection_opened", "event", b"event", "lost", b"lost", "network_changed", b"network_changed", "path_changed", b"path_changed", "peer_identified", b"peer_identified", "port_mapping_changed", b"port_mapping_changed", "reachability_changed", b"reachability_changed", "relay_changed", b"relay_changed", "reservation_changed", b"reservation_changed", "snapshot", b"snapshot", "stopping", b"stopping", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["connection_opened", "connection_closed", "peer_identified", "addresses_changed", "relay_changed", "circuit_opened", "circuit_closed", "reservation_changed", "stopping", "lost", "reachability_changed", "network_changed", "path_changed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["connection_opened", "connection_closed", "peer_identified", "addresses_changed", "relay_changed", "circuit_opened", "circuit_closed", "reservation_changed", "stopping", "lost", "reachability_changed", "network_changed", "port_mapping_changed", "path_changed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

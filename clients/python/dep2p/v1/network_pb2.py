@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64\x65p2p/v1/network.proto\x12\x08\x64\x65p2p.v1\"h\n\x13\x41\x64\x64ressReachability\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12,\n\x0creachability\x18\x02 \x01(\x0e\x32\x16.dep2p.v1.Reachability\x12\x12\n\nconfidence\x18\x03 \x01(\x05\"d\n\tDialCheck\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x17\n\nconnect_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x04 \x01(\tB\r\n\x0b_connect_ms\"\x9e\x01\n\x0eTransportCheck\x12\x12\n\x05works\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\"\n\x05\x64ials\x18\x02 \x03(\x0b\x32\x13.dep2p.v1.DialCheck\x12\"\n\x07mapping\x18\x03 \x01(\x0e\x32\x11.dep2p.v1.Mapping\x12&\n\tfiltering\x18\x04 \x01(\x0e\x32\x13.dep2p.v1.FilteringB\x08\n\x06_works\"a\n\nRelayCheck\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x13\n\x06rtt_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_rtt_ms\":\n\tIpv6Check\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x08\x12\x12\n\x05works\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x08\n\x06_works\"\xe0\x04\n\rNetworkReport\x12\x30\n\x07verdict\x18\x01 \x01(\x0e\x32\x1f.dep2p.v1.NetworkReport.Verdict\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12%\n\x03udp\x18\x03 \x01(\x0b\x32\x18.dep2p.v1.TransportCheck\x12%\n\x03tcp\x18\x04 \x01(\x0b\x32\x18.dep2p.v1.TransportCheck\x12\x14\n\x07hairpin\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x14\n\x0cport_mapping\x18\x06 \x01(\t\x12,\n\x0creachability\x18\x07 \x01(\x0e\x32\x16.dep2p.v1.Reachability\x12\x30\n\taddresses\x18\x08 \x03(\x0b\x32\x1d.dep2p.v1.AddressReachability\x12\x1a\n\x12observed_addresses\x18\t \x03(\t\x12$\n\x06relays\x18\n \x03(\x0b\x32\x14.dep2p.v1.RelayCheck\x12!\n\x04ipv6\x18\x0b \x01(\x0b\x32\x13.dep2p.v1.Ipv6Check\x12\x17\n\x0f\x65lapsed_seconds\x18\x0c \x01(\x01\"\xa7\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_UNKNOWN\x10\x01\x12\x13\n\x0fVERDICT_OFFLINE\x10\x02\x12\x17\n\x13VERDICT_UDP_BLOCKED\x10\x03\x12\x12\n\x0eVERDICT_PUBLIC\x10\x04\x12\x15\n\x11VERDICT_PUNCHABLE\x10\x05\x12\x15\n\x11VERDICT_SYMMETRIC\x10\x06\x42\n\n\x08_hairpin\"u\n\x13ReachabilityChanged\x12,\n\x0creachability\x18\x01 \x01(\x0e\x32\x16.dep2p.v1.Reachability\x12\x30\n\taddresses\x18\x02 \x03(\x0b\x32\x1d.dep2p.v1.AddressReachability*y\n\x0cReachability\x12\x1c\n\x18REACHABILITY_UNSPECIFIED\x10\x00\x12\x18\n\x14REACHABILITY_UNKNOWN\x10\x01\x12\x17\n\x13REACHABILITY_PUBLIC\x10\x02\x12\x18\n\x14REACHABILITY_PRIVATE\x10\x03*\xb2\x01\n\x07Mapping\x12\x17\n\x13MAPPING_UNSPECIFIED\x10\x00\x12\x13\n\x0fMAPPING_UNKNOWN\x10\x01\x12\x10\n\x0cMAPPING_NONE\x10\x02\x12 \n\x1cMAPPING_ENDPOINT_INDEPENDENT\x10\x03\x12\x1d\n\x19MAPPING_ADDRESS_DEPENDENT\x10\x04\x12&\n\"MAPPING_ADDRESS_AND_PORT_DEPENDENT\x10\x05*\xac\x01\n\tFiltering\x12\x19\n\x15\x46ILTERING_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46ILTERING_UNKNOWN\x10\x01\x12\"\n\x1e\x46ILTERING_ENDPOINT_INDEPENDENT\x10\x02\x12\x1f\n\x1b\x46ILTERING_ADDRESS_DEPENDENT\x10\x03\x12(\n$FILTERING_ADDRESS_AND_PORT_DEPENDENT\x10\x04\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64\x65p2p/v1/network.proto\x12\x08\x64\x65p2p.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"h\n\x13\x41\x64\x64ressReachability\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12,\n\x0creachability\x18\x02 \x01(\x0e\x32\x16.dep2p.v1.Reachability\x12\x12\n\nconfidence\x18\x03 \x01(\x05\"d\n\tDialCheck\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x17\n\nconnect_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x04 \x01(\tB\r\n\x0b_connect_ms\"\x9e\x01\n\x0eTransportCheck\x12\x12\n\x05works\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\"\n\x05\x64ials\x18\x02 \x03(\x0b\x32\x13.dep2p.v1.DialCheck\x12\"\n\x07mapping\x18\x03 \x01(\x0e\x32\x11.dep2p.v1.Mapping\x12&\n\tfiltering\x18\x04 \x01(\x0e\x32\x13.dep2p.v1.FilteringB\x08\n\x06_works\"a\n\nRelayCheck\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x13\n\x06rtt_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_rtt_ms\":\n\tIpv6Check\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x08\x12\x12\n\x05works\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x08\n\x06_works\"\x85\x05\n\rNetworkReport\x12\x30\n\x07verdict\x18\x01 \x01(\x0e\x32\x1f.dep2p.v1.NetworkReport.Verdict\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12%\n\x03udp\x18\x03 \x01(\x0b\x32\x18.dep2p.v1.TransportCheck\x12%\n\x03tcp\x18\x04 \x01(\x0b\x32\x18.dep2p.v1.TransportCheck\x12\x14\n\x07hairpin\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x14\n\x0cport_mapping\x18\x06 \x01(\t\x12,\n\x0creachability\x18\x07 \x01(\x0e\x32\x16.dep2p.v1.Reachability\x12\x30\n\taddresses\x18\x08 \x03(\x0b\x32\x1d.dep2p.v1.AddressReachability\x12\x1a\n\x12observed_addresses\x18\t \x03(\t\x12$\n\x06relays\x18\n \x03(\x0b\x32\x14.dep2p.v1.RelayCheck\x12!\n\x04ipv6\x18\x0b \x01(\x0b\x32\x13.dep2p.v1.Ipv6Check\x12\x17\n\x0f\x65lapsed_seconds\x18\x0c \x01(\x01\x12#\n\x08gateways\x18\r \x03(\x0b\x32\x11.dep2p.v1.Gateway\"\xa7\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_UNKNOWN\x10\x01\x12\x13\n\x0fVERDICT_OFFLINE\x10\x02\x12\x17\n\x13VERDICT_UDP_BLOCKED\x10\x03\x12\x12\n\x0eVERDICT_PUBLIC\x10\x04\x12\x15\n\x11VERDICT_PUNCHABLE\x10\x05\x12\x15\n\x11VERDICT_SYMMETRIC\x10\x06\x42\n\n\x08_hairpin\"\x89\x01\n\x07Gateway\x12\x12\n\nip_version\x18\x01 \x01(\x05\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12\'\n\x08mappings\x18\x04 \x03(\x0b\x32\x15.dep2p.v1.PortMapping\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\"\x88\x01\n\x0bPortMapping\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x18\n\x10\x65xternal_address\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"9\n\x12PortMappingChanged\x12#\n\x08gateways\x18\x01 \x03(\x0b\x32\x11.dep2p.v1.Gateway\"u\n\x13ReachabilityChanged\x12,\n\x0creachability\x18\x01 \x01(\x0e\x32\x16.dep2p.v1.Reachability\x12\x30\n\taddresses\x18\x02 \x03(\x0b\x32\x1d.dep2p.v1.AddressReachability*y\n\x0cReachability\x12\x1c\n\x18REACHABILITY_UNSPECIFIED\x10\x00\x12\x18\n\x14REACHABILITY_UNKNOWN\x10\x01\x12\x17\n\x13REACHABILITY_PUBLIC\x10\x02\x12\x18\n\x14REACHABILITY_PRIVATE\x10\x03*\xb2\x01\n\x07Mapping\x12\x17\n\x13MAPPING_UNSPECIFIED\x10\x00\x12\x13\n\x0fMAPPING_UNKNOWN\x10\x01\x12\x10\n\x0cMAPPING_NONE\x10\x02\x12 \n\x1cMAPPING_ENDPOINT_INDEPENDENT\x10\x03\x12\x1d\n\x19MAPPING_ADDRESS_DEPENDENT\x10\x04\x12&\n\"MAPPING_ADDRESS_AND_PORT_DEPENDENT\x10\x05*\xac\x01\n\tFiltering\x12\x19\n\x15\x46ILTERING_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46ILTERING_UNKNOWN\x10\x01\x12\"\n\x1e\x46ILTERING_ENDPOINT_INDEPENDENT\x10\x02\x12\x1f\n\x1b\x46ILTERING_ADDRESS_DEPENDENT\x10\x03\x12(\n$FILTERING_ADDRESS_AND_PORT_DEPENDENT\x10\x04\x42.Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,26 +33,32 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dep2p.v1.network_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z,github.com/dep2p/dep2pd/gen/dep2p/v1;dep2pv1'
-  _globals['_REACHABILITY']._serialized_start=1294
-  _globals['_REACHABILITY']._serialized_end=1415
-  _globals['_MAPPING']._serialized_start=1418
-  _globals['_MAPPING']._serialized_end=1596
-  _globals['_FILTERING']._serialized_start=1599
-  _globals['_FILTERING']._serialized_end=1771
-  _globals['_ADDRESSREACHABILITY']._serialized_start=36
-  _globals['_ADDRESSREACHABILITY']._serialized_end=140
-  _globals['_DIALCHECK']._serialized_start=142
-  _globals['_DIALCHECK']._serialized_end=242
-  _globals['_TRANSPORTCHECK']._serialized_start=245
-  _globals['_TRANSPORTCHECK']._serialized_end=403
-  _globals['_RELAYCHECK']._serialized_start=405
-  _globals['_RELAYCHECK']._serialized_end=502
-  _globals['_IPV6CHECK']._serialized_start=504
-  _globals['_IPV6CHECK']._serialized_end=562
-  _globals['_NETWORKREPORT']._serialized_start=565
-  _globals['_NETWORKREPORT']._serialized_end=1173
-  _globals['_NETWORKREPORT_VERDICT']._serialized_start=994
-  _globals['_NETWORKREPORT_VERDICT']._serialized_end=1161
-  _globals['_REACHABILITYCHANGED']._serialized_start=1175
-  _globals['_REACHABILITYCHANGED']._serialized_end=1292
+  _globals['_REACHABILITY']._serialized_start=1702
+  _globals['_REACHABILITY']._serialized_end=1823
+  _globals['_MAPPING']._serialized_start=1826
+  _globals['_MAPPING']._serialized_end=2004
+  _globals['_FILTERING']._serialized_start=2007
+  _globals['_FILTERING']._serialized_end=2179
+  _globals['_ADDRESSREACHABILITY']._serialized_start=69
+  _globals['_ADDRESSREACHABILITY']._serialized_end=173
+  _globals['_DIALCHECK']._serialized_start=175
+  _globals['_DIALCHECK']._serialized_end=275
+  _globals['_TRANSPORTCHECK']._serialized_start=278
+  _globals['_TRANSPORTCHECK']._serialized_end=436
+  _globals['_RELAYCHECK']._serialized_start=438
+  _globals['_RELAYCHECK']._serialized_end=535
+  _globals['_IPV6CHECK']._serialized_start=537
+  _globals['_IPV6CHECK']._serialized_end=595
+  _globals['_NETWORKREPORT']._serialized_start=598
+  _globals['_NETWORKREPORT']._serialized_end=1243
+  _globals['_NETWORKREPORT_VERDICT']._serialized_start=1064
+  _globals['_NETWORKREPORT_VERDICT']._serialized_end=1231
+  _globals['_GATEWAY']._serialized_start=1246
+  _globals['_GATEWAY']._serialized_end=1383
+  _globals['_PORTMAPPING']._serialized_start=1386
+  _globals['_PORTMAPPING']._serialized_end=1522
+  _globals['_PORTMAPPINGCHANGED']._serialized_start=1524
+  _globals['_PORTMAPPINGCHANGED']._serialized_end=1581
+  _globals['_REACHABILITYCHANGED']._serialized_start=1583
+  _globals['_REACHABILITYCHANGED']._serialized_end=1700
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -356,6 +357,7 @@ class NetworkReport(_message.Message):
     RELAYS_FIELD_NUMBER: _builtins.int
     IPV6_FIELD_NUMBER: _builtins.int
     ELAPSED_SECONDS_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
     verdict: Global___NetworkReport.Verdict.ValueType
     """verdict is the outcome."""
     summary: _builtins.str
@@ -396,6 +398,12 @@ class NetworkReport(_message.Message):
     def ipv6(self) -> Global___Ipv6Check:
         """ipv6 is IPv6."""
 
+    @_builtins.property
+    def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gateway]:
+        """gateways are the routers that are asked to map ports, one of each version of
+        IP; empty when port mapping is turned off.
+        """
+
     def __init__(
         self,
         *,
@@ -411,16 +419,130 @@ class NetworkReport(_message.Message):
         relays: _abc.Iterable[Global___RelayCheck] | None = ...,
         ipv6: Global___Ipv6Check | None = ...,
         elapsed_seconds: _builtins.float = ...,
+        gateways: _abc.Iterable[Global___Gateway] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_hairpin", b"_hairpin", "hairpin", b"hairpin", "ipv6", b"ipv6", "tcp", b"tcp", "udp", b"udp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hairpin", b"_hairpin", "addresses", b"addresses", "elapsed_seconds", b"elapsed_seconds", "hairpin", b"hairpin", "ipv6", b"ipv6", "observed_addresses", b"observed_addresses", "port_mapping", b"port_mapping", "reachability", b"reachability", "relays", b"relays", "summary", b"summary", "tcp", b"tcp", "udp", b"udp", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hairpin", b"_hairpin", "addresses", b"addresses", "elapsed_seconds", b"elapsed_seconds", "gateways", b"gateways", "hairpin", b"hairpin", "ipv6", b"ipv6", "observed_addresses", b"observed_addresses", "port_mapping", b"port_mapping", "reachability", b"reachability", "relays", b"relays", "summary", b"summary", "tcp", b"tcp", "udp", b"udp", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hairpin: _TypeAlias = _typing.Literal["hairpin"]  # noqa: Y015
     _WhichOneofArgType__hairpin: _TypeAlias = _typing.Literal["_hairpin", b"_hairpin"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__hairpin) -> _WhichOneofReturnType__hairpin | None: ...
 
 Global___NetworkReport: _TypeAlias = NetworkReport  # noqa: Y015
+
+@_typing.final
+class Gateway(_message.Message):
+    """Gateway is the router on this machine's default route of one version of IP, and
+    what it forwards to this node.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IP_VERSION_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    MAPPINGS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ip_version: _builtins.int
+    """ip_version is 4 or 6."""
+    address: _builtins.str
+    """address is the router's; empty: there is none."""
+    protocol: _builtins.str
+    """protocol is how it is asked: "pcp", "nat-pmp" or "upnp"; empty: by none (yet)."""
+    error: _builtins.str
+    """error is a code such as NO_GATEWAY, NOT_NEEDED, GATEWAY_SILENT, NOT_AUTHORIZED
+    or GATEWAY_BEHIND_NAT that says why nothing is mapped, or of no use; empty:
+    something is, or it is being tried.
+    """
+    message: _builtins.str
+    """message is the same for people."""
+    @_builtins.property
+    def mappings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortMapping]:
+        """mappings are the ports that it is asked to forward."""
+
+    def __init__(
+        self,
+        *,
+        ip_version: _builtins.int = ...,
+        address: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        mappings: _abc.Iterable[Global___PortMapping] | None = ...,
+        error: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "ip_version", b"ip_version", "mappings", b"mappings", "message", b"message", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gateway: _TypeAlias = Gateway  # noqa: Y015
+
+@_typing.final
+class PortMapping(_message.Message):
+    """PortMapping is a port of this node that a gateway is asked to forward."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ADDRESS_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    transport: _builtins.str
+    """transport is "udp" or "tcp"."""
+    port: _builtins.int
+    """port is the one that this node listens on."""
+    external_address: _builtins.str
+    """external_address is the multiaddr of the port outside; empty: it is not mapped."""
+    error: _builtins.str
+    """error is why it is not mapped, or was not renewed."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """expire_time is when the mapping ends unless renewed; absent: it is not mapped."""
+
+    def __init__(
+        self,
+        *,
+        transport: _builtins.str = ...,
+        port: _builtins.int = ...,
+        external_address: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "expire_time", b"expire_time", "external_address", b"external_address", "port", b"port", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortMapping: _TypeAlias = PortMapping  # noqa: Y015
+
+@_typing.final
+class PortMappingChanged(_message.Message):
+    """PortMappingChanged tells that a mapping was made, renewed, moved, lost or refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATEWAYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gateway]:
+        """gateways are all of them, as they are now."""
+
+    def __init__(
+        self,
+        *,
+        gateways: _abc.Iterable[Global___Gateway] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateways", b"gateways"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortMappingChanged: _TypeAlias = PortMappingChanged  # noqa: Y015
 
 @_typing.final
 class ReachabilityChanged(_message.Message):

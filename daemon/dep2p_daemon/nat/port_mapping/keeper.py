@@ -204,9 +204,9 @@ class GatewayKeeper:
             )
         assert last_error is not None
         if last_error.reason == SILENT:
-            names = ", ".join(kind.protocol.value for kind in self.clients)
+            names = ", ".join(kind.protocol.word for kind in self.clients)
             raise UnreachableError(
-                f"the gateway {self.gateway.address} does not answer ({names})",
+                f"the gateway {self.gateway.address} does not answer to {names}",
                 reason=SILENT,
                 remedy=_REMEDY,
                 gateway=self.gateway.address,

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Final, Self
 import structlog
 
 from dep2p_daemon.errors import Dep2pError
-from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.nat.candidates import is_public
 from dep2p_daemon.nat.port_mapping.channel import open_channel
 from dep2p_daemon.nat.port_mapping.clients import CLIENTS
 from dep2p_daemon.nat.port_mapping.gateway import default_gateway
 from dep2p_daemon.nat.port_mapping.keeper import GatewayKeeper, KeeperSettings
 from dep2p_daemon.nat.port_mapping.status import GatewayStatus, PortMappingChanged
-from dep2p_daemon.nat.port_mapping.terms import Endpoint, Port, Transport
+from dep2p_daemon.nat.port_mapping.terms import Endpoint, Port, Transport, multiaddr_of
 from dep2p_daemon.nat.reachability import AddressReachability, Verdict
 from dep2p_daemon.swarm.events import AddressesChanged, NetworkChanged
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.nat.port_mapping.channel import Channel
     from dep2p_daemon.nat.port_mapping.clients import ClientKind
     from dep2p_daemon.nat.port_mapping.gateway import Gateway
@@ -138,7 +138,7 @@ class PortMapper:
         status = self.status
         used = [one.protocol for one in status if one.protocol is not None]
         if used:
-            return used[0].value.lower().replace("_", "-")
+            return used[0].word
         return "none" if all(one.error for one in status) else ""
 
     @property
@@ -149,7 +149,7 @@ class PortMapper:
             for keeper in self._keepers.values()
             for mapping in keeper.mappings
             if mapping.external is not None
-            for address in (_multiaddr(mapping.port, mapping.external),)
+            for address in (multiaddr_of(mapping.port, mapping.external),)
             if self._is_public(address) and address not in self._refuted
         )
 
@@ -159,9 +159,9 @@ class PortMapper:
             return self._idle[version]
         status = keeper.status
         outside = [one.external for one in status.mappings if one.external is not None]
-        if outside and not any(self._is_public(_multiaddr(_ANY, one)) for one in outside):
+        if outside and not any(self._is_public(multiaddr_of(_ANY, one)) for one in outside):
             return _with_error(status, GATEWAY_BEHIND_NAT)
-        told = [_multiaddr(one.port, one.external) for one in status.mappings if one.external]
+        told = [multiaddr_of(one.port, one.external) for one in status.mappings if one.external]
         if told and all(address in self._refuted for address in told):
             return _with_error(status, REFUTED)
         return status
@@ -266,7 +266,7 @@ class PortMapper:
         """Why there is nothing to map."""
         if gateway is None:
             return NO_GATEWAY
-        public = self._is_public(_multiaddr(_ANY, Endpoint(gateway.local, 1)))
+        public = self._is_public(multiaddr_of(_ANY, Endpoint(gateway.local, 1)))
         if version == 4 and public:
             return NOT_NEEDED
         if version == 6 and not public:
@@ -331,11 +331,6 @@ class PortMapper:
 
 
 _ANY: Final = Port(Transport.UDP, 1)
-
-
-def _multiaddr(port: Port, external: Endpoint) -> Multiaddr:
-    make = Multiaddr.for_udp if port.transport is Transport.UDP else Multiaddr.for_tcp
-    return make(str(external.ip), external.port)
 
 
 def _idle(version: int, gateway: Gateway | None, why: tuple[str, str]) -> GatewayStatus:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
+from dep2p_daemon.multiaddr import Multiaddr
+
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 SILENT: Final = "GATEWAY_SILENT"
@@ -25,6 +27,11 @@ class Protocol(enum.Enum):
     PCP = "PCP"
     NAT_PMP = "NAT_PMP"
     UPNP = "UPNP"
+
+    @property
+    def word(self) -> str:
+        """As in the public API: "pcp", "nat-pmp", "upnp"."""
+        return self.value.lower().replace("_", "-")
 
 
 class Transport(enum.IntEnum):
@@ -79,6 +86,12 @@ def is_usable(endpoint: Endpoint) -> bool:
         or ip.is_link_local
         or (isinstance(ip, IPv4Address) and ip.is_reserved)
     )
+
+
+def multiaddr_of(port: Port, external: Endpoint) -> Multiaddr:
+    """Where peers reach a port of ours that is mapped there."""
+    make = Multiaddr.for_udp if port.transport is Transport.UDP else Multiaddr.for_tcp
+    return make(str(external.ip), external.port)
 
 
 def granted(external: Endpoint, lifetime: int, version: int) -> Granted | Refused:
