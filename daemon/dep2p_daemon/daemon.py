@@ -38,7 +38,7 @@ from dep2p_daemon.nat.autonat2_server import AutonatServer
 from dep2p_daemon.nat.fresh_dial import SocketDial
 from dep2p_daemon.nat.hole_punch import HolePuncher
 from dep2p_daemon.nat.netcheck import Netcheck
-from dep2p_daemon.nat.paths import PathWatch
+from dep2p_daemon.nat.paths import PathSettings, PathWatch
 from dep2p_daemon.nat.port_mapping.mapper import PortMapper
 from dep2p_daemon.nat.reachability_watch import ReachabilityWatch
 from dep2p_daemon.ops.metrics import Metrics
@@ -225,7 +225,8 @@ class Daemon:
     async def _start_nat(
         self, stack: AsyncExitStack, quic: QuicTransport, tcp: TcpTransport
     ) -> None:
-        PathWatch(self.swarm)
+        grace = self.config.nat.relayed_grace
+        PathWatch(self.swarm, PathSettings(relayed_grace=grace or None))
         self.address_watch = await stack.enter_async_context(
             AddressWatch(self.swarm, self.identify)
         )

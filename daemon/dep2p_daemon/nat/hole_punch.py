@@ -233,9 +233,9 @@ class HolePuncher:
                     event = await events.next()
                     if isinstance(event, NetworkChanged) and event.online:
                         return True
-                    if isinstance(event, PeerIdentified) and event.peer_id == peer:
-                        if not _places(self._swarm, peer) <= known:
-                            return True
+                    identified = isinstance(event, PeerIdentified) and event.peer_id == peer
+                    if identified and not _places(self._swarm, peer) <= known:
+                        return True
         return False
 
     async def _attempt(self, connection: Connection) -> None:

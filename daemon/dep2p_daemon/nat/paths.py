@@ -8,6 +8,7 @@ time. Between our own nodes a path set will one day carry the streams themselves
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,9 @@ class PathSettings:
     relayed_linger: float = 2.0
     """A relayed connection that is not needed any more is closed once it was without streams
     for this long: the peer needs a moment to learn of the direct one too."""
-    relayed_grace: float = 300.0
-    """It is closed after this even if streams are left on it."""
+    relayed_grace: float | None = 3600.0
+    """It is closed after this even if streams are left on it; None: never. A stream cannot change
+    its connection: closing cuts what a program is in the middle of, so it has an hour."""
     liveness: LivenessSettings = field(default_factory=LivenessSettings)
     """When a direct connection counts as dead."""
     doubted: LivenessSettings = field(default_factory=lambda: LivenessSettings(timeout=1.0))
@@ -58,8 +60,7 @@ class PathSettings:
 
 
 class PathWatch:
-    """Publishes `PathChanged`; closes relayed connections that are not needed any more; notices
-    those that are dead.
+    """Publishes `PathChanged`; closes relayed connections that are not needed; notices dead ones.
 
     A `SwarmObserver`; its tasks are the swarm's.
     """
@@ -141,11 +142,26 @@ class PathWatch:
     async def _retire(self, connection: Connection) -> None:
         settings = self._settings
         now = asyncio.get_running_loop().time
-        deadline = now() + settings.relayed_grace
+        grace = math.inf if settings.relayed_grace is None else settings.relayed_grace
+        deadline = now() + grace
         while not connection.is_closed:
             idle = not connection.streams
-            await asyncio.sleep(settings.relayed_linger)
+            await asyncio.sleep(min(settings.relayed_linger, max(0.0, deadline - now())))
             if self._swarm.best_connection(connection.remote_peer, DialPolicy.DIRECT) is None:
                 return  # the direct one has gone again
-            if (idle and not connection.streams) or now() >= deadline:
+            if idle and not connection.streams:
                 await connection.close(CloseCode.SUPPLANTED, "there is a direct connection")
+            elif now() >= deadline:
+                _log.info(
+                    "relayed connection closed with streams on it",
+                    peer=str(connection.remote_peer),
+                    connection=connection.id,
+                    streams=len(connection.streams),
+                    reason="SUPPLANTED",
+                    seconds=grace,
+                )
+                await connection.close(
+                    CloseCode.SUPPLANTED,
+                    f"the stream was on a relayed connection, which is closed {grace:g} s after "
+                    "there is a direct one (nat.relayed_grace): open it again",
+                )

@@ -188,6 +188,12 @@ class NatSection(Section):
         default=True,
         description="Turn relayed connections into direct ones (DCUtR), where the NATs let it.",
     )
+    relayed_grace: Seconds = Field(
+        default=3600.0,
+        ge=0,
+        description="How long streams may go on through a relay after there is a direct "
+        "connection; new ones take the direct one at once. Then they are cut. 0: no limit.",
+    )
     autonat: bool = Field(
         default=True,
         description="Ask connected peers to dial this node back, to know which of its addresses "

@@ -8,7 +8,6 @@ ends its stream or its connection and nothing else.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
@@ -457,7 +456,7 @@ class Swarm:
         self.events.publish(ConnectionClosed(connection, error))
 
     def _refuse(self, connection: Connection, code: CloseCode, reason: str) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._refused += 1
         # Who knocks without end must not fill the log.
         if now - self._refusal_logged >= REFUSAL_LOG_INTERVAL:

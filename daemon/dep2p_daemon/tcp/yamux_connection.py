@@ -163,7 +163,8 @@ class YamuxConnection(Connection):
     @override
     async def close(self, code: int = CloseCode.NONE, message: str = "") -> None:
         # Yamux has no room for the code and the message: they stay on this side.
-        error = ConnectionClosedError(message or "closed by this node", code=code)
+        reason = CloseCode.SUPPLANTED.name if code == CloseCode.SUPPLANTED else None
+        error = ConnectionClosedError(message or "closed by this node", code=code, reason=reason)
         try:
             self._begin_close(error, GoAwayCode.NORMAL)
             with contextlib.suppress(TimeoutError):

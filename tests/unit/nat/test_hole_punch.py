@@ -13,9 +13,9 @@ from tests.memory_nodes import CIRCUIT, address_of, peer, swarms
 from tests.memory_transport import MemoryNetwork
 from tests.virtual_time import virtual_time
 
-from dep2p_daemon.errors import StreamResetError
+from dep2p_daemon.errors import ConnectionClosedError, StreamResetError
 from dep2p_daemon.multiaddr import Multiaddr
-from dep2p_daemon.muxed import read_message, write_message
+from dep2p_daemon.muxed import CloseCode, read_message, write_message
 from dep2p_daemon.nat.address_watch import AddressWatch
 from dep2p_daemon.nat.dcutr import PunchRole
 from dep2p_daemon.nat.dcutr_message import (
@@ -535,10 +535,25 @@ async def test_a_stream_keeps_the_relayed_connection_until_its_end() -> None:
 async def test_but_not_longer_than_the_grace_time() -> None:
     async with net(paths=PathSettings(relayed_grace=120.0)) as made:
         connection = await made.relayed()
-        await held_stream(made, connection)
+        stream = await held_stream(made, connection)
         await path_changed(made.a)
         began = asyncio.get_running_loop().time()
-        assert 115.0 < await relayed_closed(made.a) - began < 125.0
+        assert await relayed_closed(made.a) - began == pytest.approx(120.0, abs=0.5)
+        with pytest.raises(ConnectionClosedError, match=r"nat\.relayed_grace") as ended:
+            await stream.read()
+        assert ended.value.code == CloseCode.SUPPLANTED
+
+
+@virtual_time
+async def test_without_a_grace_time_it_stays_as_long_as_it_is_used() -> None:
+    async with net(paths=PathSettings(relayed_grace=None)) as made:
+        connection = await made.relayed()
+        stream = await held_stream(made, connection)
+        await path_changed(made.a)
+        await asyncio.sleep(36_000)
+        assert not connection.is_closed
+        stream.reset()
+        await relayed_closed(made.a)
 
 
 @virtual_time

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
@@ -26,7 +27,10 @@ from dep2p_daemon.protocols import echo
 from dep2p_daemon.swarm.events import AddressesChanged, ConnectionClosed, ConnectionOpened
 from dep2p_daemon.swarm.peerstore import Peerstore
 from dep2p_daemon.swarm.settings import SwarmSettings
-from dep2p_daemon.swarm.swarm import Swarm
+from dep2p_daemon.swarm.swarm import REFUSAL_LOG_INTERVAL, Swarm
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
 
 HELD = "/test/held/1"
 
@@ -465,12 +469,20 @@ async def test_address_changes_are_published_with_the_whole_set() -> None:
 
 
 @virtual_time
+@virtual_time
 async def test_refusals_make_one_log_line_however_many_they_are() -> None:
     async with swarms() as (here, there):
         there.gate = lambda _connection: "NOT_ALLOWED"
-        with structlog.testing.capture_logs() as lines:
-            for _ in range(20):
-                refused = await here.dial(peer(1), [address_of(1)], force_new=True)
-                await refused.wait_closed()
-        (line,) = [line for line in lines if line["event"] == "connection refused"]
+
+        async def be_refused(times: int) -> list[MutableMapping[str, Any]]:
+            with structlog.testing.capture_logs() as lines:
+                for _ in range(times):
+                    refused = await here.dial(peer(1), [address_of(1)], force_new=True)
+                    await refused.wait_closed()
+            return [line for line in lines if line["event"] == "connection refused"]
+
+        (line,) = await be_refused(20)
         assert line["reason"] == "NOT_ALLOWED"
+        await asyncio.sleep(REFUSAL_LOG_INTERVAL)  # of virtual time
+        (later,) = await be_refused(2)
+        assert later["refused"] == 20
