@@ -469,7 +469,6 @@ async def test_address_changes_are_published_with_the_whole_set() -> None:
 
 
 @virtual_time
-@virtual_time
 async def test_refusals_make_one_log_line_however_many_they_are() -> None:
     async with swarms() as (here, there):
         there.gate = lambda _connection: "NOT_ALLOWED"
