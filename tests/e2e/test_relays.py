@@ -154,26 +154,6 @@ async def test_a_node_that_starts_a_minute_before_its_relay_has_its_reservation_
         await until(node, late.peer_id, "reserved", within=5)
 
 
-async def test_relays_that_bootstrap_peers_are_fill_up_to_two() -> None:
-    async with daemons() as start:
-        relays = [await relay(start, f"r{number}") for number in range(3)]
-        node = await start("node", *(f"--bootstrap={each.address()}" for each in relays))
-        async with asyncio.timeout(20):
-            while True:
-                if list((await states(node)).values()) == ["reserved"] * 2:
-                    break
-                await asyncio.sleep(0.2)
-        (first, _) = await states(node)
-        (killed,) = (each for each in relays if each.peer_id == first)
-        await killed.kill()
-        async with asyncio.timeout(60):
-            while True:
-                found = await states(node)
-                if first not in found and list(found.values()) == ["reserved"] * 2:
-                    break
-                await asyncio.sleep(0.2)
-
-
 async def test_a_relay_by_host_and_port_is_the_one_that_answered_first() -> None:
     async with daemons() as start:
         first = await relay(start, "first")

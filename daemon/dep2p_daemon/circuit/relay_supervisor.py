@@ -4,28 +4,23 @@
 the user named (`relay_choice`), and looks after all of them:
 
   1. A connected peer whose identify lists the hop protocol is a candidate; bootstrap peers too.
-  2. Round trips of held relays and candidates are measured with ping. A held relay that does not
-     answer gets a second connection before the first is given up.
+  2. Round trips of held relays and candidates are measured, and those that are held have to answer
+     (`relay_check`).
   3. When the network changed, or the machine's own addresses did, all held relays are looked at at
      once, with less patience, and those that failed are tried again.
-  4. A relay that is held over TCP though it has a QUIC address is tried over QUIC now and then:
-     a network that dropped UDP may have been left.
-  5. Relays that were known before the last restart are candidates, if the peerstore has them.
+  4. Relays that were known before the last restart are candidates, if the peerstore has them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
-from dep2p_daemon.circuit.addresses import ways_to_relay
 from dep2p_daemon.circuit.events import (
     RelayChanged,
     RelayHostStatus,
@@ -34,12 +29,12 @@ from dep2p_daemon.circuit.events import (
     RelayStatus,
 )
 from dep2p_daemon.circuit.messages import HOP_PROTOCOL
+from dep2p_daemon.circuit.relay_check import CheckSettings, RelayChecks
 from dep2p_daemon.circuit.relay_choice import ChoiceSettings, Held, RelayChoice
 from dep2p_daemon.circuit.relay_host import RelayHost, RelayPins
 from dep2p_daemon.circuit.relay_search import RelaySearch
-from dep2p_daemon.errors import AuthenticationError, Dep2pError, NotFoundError
+from dep2p_daemon.errors import Dep2pError, NotFoundError
 from dep2p_daemon.muxed import Direction
-from dep2p_daemon.protocols import ping
 from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.events import AddressesChanged, NetworkChanged, PeerIdentified
 
@@ -62,36 +57,11 @@ class SupervisorSettings:
     """How relays are looked after. Times in seconds."""
 
     choice: ChoiceSettings = field(default_factory=ChoiceSettings)
+    checks: CheckSettings = field(default_factory=CheckSettings)
     interval: float = 2.0
-    """Between two looks at what is held."""
-    check_interval: float = 10.0
-    """Between two pings of a held relay; ours: a dead way is noticed within 15 s."""
-    check_timeout: float = 4.0
-    """For a held relay's answer."""
-    hurried_timeout: float = 2.0
-    """The same right after a change of network; four round trips where they are longer."""
-    hurry: float = 10.0
-    """How long a change counts as right before."""
-    candidate_interval: float = 300.0
-    """Between two pings of a relay that is not held."""
-    renew_timeout: float = 5.0
-    """For a new connection to a relay that did not answer, or over QUIC."""
-    udp_interval: float = 30.0
-    """Between two tries over QUIC of a relay that is held over TCP, up to a fifth more or less."""
+    """Between two looks at what is held and what is due."""
     remembered: float = 7 * 24 * 3600.0
     """A relay's address is kept in the peerstore so long after a reservation there."""
-    linger: float = 600.0
-    """A replaced connection is closed once it carries nothing, or after this time."""
-
-
-class _Again(enum.Enum):
-    """What came of another connection to a relay."""
-
-    CONNECTED = "connected"
-    REFUSED = "refused"
-    """Its machine says that nobody listens, or somebody else does: the old connection has no other
-    end any more."""
-    SILENT = "silent"
 
 
 class RelaySupervisor:
@@ -127,15 +97,18 @@ class RelaySupervisor:
             )
         self._choice = RelayChoice(self._settings.choice)
         self._own: frozenset[Multiaddr] = frozenset()
-        self._checked_at: dict[PeerId, float] = {}
-        self._answered_at: dict[PeerId, float] = {}
-        self._udp_at: dict[PeerId, float] = {}
-        self._changed_at = float("-inf")
-        """The last change of network."""
-        self._busy: set[tuple[str, PeerId]] = set()
         self._wake = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._background: set[asyncio.Task[None]] = set()
+        self._checks = RelayChecks(
+            client,
+            swarm,
+            self._choice,
+            self._settings.checks,
+            random=self._random,
+            spawn=self._spawn,
+            on_news=self._wake.set,
+        )
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -230,13 +203,14 @@ class RelaySupervisor:
             if not forgotten:
                 raise
         self._choice.give_up(peer)
+        # Not after a restart either.
+        store = self._swarm.peerstore
+        store.set_protocols(peer, store.protocols(peer) - {HOP_PROTOCOL})
         return peer
 
     def look(self) -> None:
         """Check every held relay now: something about the network changed."""
-        self._changed_at = asyncio.get_running_loop().time()
-        self._checked_at.clear()
-        self._udp_at.clear()
+        self._checks.hurry()
         self._wake.set()
 
     # ------------------------------------------------------------------- news
@@ -313,7 +287,7 @@ class RelaySupervisor:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            self._check_all(loop.time())
+            self._checks.start_due(loop.time())
             self._act(loop.time())
             try:
                 async with asyncio.timeout(settings.interval):
@@ -353,146 +327,7 @@ class RelaySupervisor:
             rtt=connection.rtt if connection is not None else status.rtt,
         )
 
-    def _check_all(self, now: float) -> None:
-        """Start the checks that are due: pings, and tries over QUIC."""
-        settings = self._settings
-        kept = {status.peer_id: status for status in self._client.relays}
-        known = kept.keys() | self._choice.candidates.keys()
-        for times in (self._checked_at, self._answered_at, self._udp_at):
-            for peer in times.keys() - known:
-                del times[peer]
-        for peer, status in kept.items():
-            if status.state is not RelayState.RESERVED:
-                continue
-            if (
-                self._checked_at.get(peer, -settings.check_interval)
-                <= now - settings.check_interval
-            ):
-                self._checked_at[peer] = now
-                self._start("check", peer, self._check(peer))
-            if self._udp_at.setdefault(peer, self._next_udp(now)) <= now:
-                self._udp_at[peer] = self._next_udp(now)
-                if (address := self._missing_quic(status)) is not None:
-                    self._start("quic", peer, self._try_quic(peer, address))
-        for peer in self._choice.candidates.keys() - kept.keys():
-            last = self._checked_at.get(peer)
-            if last is None or last <= now - settings.candidate_interval:
-                self._checked_at[peer] = now
-                self._start("check", peer, self._measure_candidate(peer))
-
-    def _next_udp(self, now: float) -> float:
-        return now + self._settings.udp_interval * self._random.uniform(0.8, 1.2)
-
-    # --------------------------------------------------------------- one relay
-
-    async def _measure_candidate(self, peer: PeerId) -> None:
-        connection = self._swarm.best_connection(peer, DialPolicy.DIRECT)
-        rtt = None if connection is None else await self._ping(connection)
-        if rtt is not None:
-            self._choice.measured(peer, rtt, asyncio.get_running_loop().time())
-            self._wake.set()
-
-    async def _check(self, peer: PeerId) -> None:
-        """Ping a held relay; when it is silent, connect anew and then give the old way up."""
-        connection = self._swarm.best_connection(peer, DialPolicy.DIRECT)
-        if connection is None or connection.is_closed:
-            self._client.refresh(peer)
-            return
-        began = asyncio.get_running_loop().time()
-        rtt = await self._ping(connection)
-        if rtt is not None:
-            now = asyncio.get_running_loop().time()
-            self._choice.measured(peer, rtt, now)
-            self._answered_at[peer] = now
-            if self._changed_at > began:
-                self._checked_at.pop(peer, None)  # what answered was the network of before
-                self._wake.set()
-            return
-        if connection.is_closed:
-            return  # its keeper knows
-        log.info("a relay does not answer", relay=str(peer), connection=connection.id)
-        self._checked_at.pop(peer, None)
-        came = await self._connect_again(peer, ways_to_relay(self._client.addresses_of(peer)))
-        # While nobody answers at all the network is away, and what runs may outlive that.
-        if came in (_Again.CONNECTED, _Again.REFUSED) or self._network_works(apart_from=peer):
-            await connection.close()
-
-    def _network_works(self, *, apart_from: PeerId) -> bool:
-        """Whether another relay has answered since this one fell silent, more or less."""
-        settings = self._settings
-        since = asyncio.get_running_loop().time() - (
-            settings.check_interval + settings.check_timeout
-        )
-        return any(
-            answered >= since for peer, answered in self._answered_at.items() if peer != apart_from
-        )
-
-    def _missing_quic(self, status: RelayStatus) -> Multiaddr | None:
-        """The QUIC address of a relay that is held over something else."""
-        direct = [c for c in self._swarm.connections(status.peer_id) if not c.relayed]
-        if any(c.remote_address.transport == "quic-v1" for c in direct):
-            return None
-        known = (
-            *self._client.addresses_of(status.peer_id),
-            *self._swarm.peerstore.addresses(status.peer_id),
-        )
-        return next((a for a in known if a.transport == "quic-v1" and not a.is_circuit), None)
-
-    async def _try_quic(self, peer: PeerId, address: Multiaddr) -> None:
-        old = [c for c in self._swarm.connections(peer) if not c.relayed]
-        if await self._connect_again(peer, (address,)) is _Again.CONNECTED:
-            log.info("UDP works again", relay=str(peer), address=str(address))
-            for connection in old:
-                self._spawn(self._retire(connection), f"retire {connection.id}")
-
-    async def _connect_again(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> _Again:
-        """Make another connection to a relay and have the reservation refreshed over it."""
-        try:
-            async with asyncio.timeout(self._settings.renew_timeout):
-                await self._swarm.dial(peer, addresses, policy=DialPolicy.DIRECT, force_new=True)
-        except (Dep2pError, TimeoutError) as error:
-            log.debug("relay: no new connection", relay=str(peer), error=str(error))
-            reasons = error.metadata.get("reasons") if isinstance(error, Dep2pError) else None
-            gone = reasons == "CONNECTION_REFUSED" or isinstance(error, AuthenticationError)
-            return _Again.REFUSED if gone else _Again.SILENT
-        self._client.refresh(peer)
-        return _Again.CONNECTED
-
-    async def _retire(self, connection: Connection) -> None:
-        """Close a replaced connection once nothing runs over it."""
-        ends = asyncio.get_running_loop().time() + self._settings.linger
-        while not connection.is_closed:
-            await asyncio.sleep(self._settings.interval)
-            if not connection.streams or asyncio.get_running_loop().time() >= ends:
-                await connection.close()
-
-    async def _ping(self, connection: Connection) -> float | None:
-        """Return the round trip in seconds; None when there was no answer in time."""
-        settings = self._settings
-        timeout = settings.check_timeout
-        if asyncio.get_running_loop().time() - self._changed_at < settings.hurry:
-            timeout = min(timeout, max(settings.hurried_timeout, 4 * (connection.rtt or 0.0)))
-        try:
-            async with (
-                asyncio.timeout(timeout),
-                aclosing(ping.ping(self._swarm, connection)) as round_trips,
-            ):
-                async for rtt in round_trips:
-                    return rtt
-        except (Dep2pError, TimeoutError):
-            return None
-        return None
-
     # ------------------------------------------------------------------- tasks
-
-    def _start(self, what: str, peer: PeerId, work: Coroutine[Any, Any, None]) -> None:
-        """Run one check of a kind per relay at a time."""
-        key = (what, peer)
-        if key in self._busy:
-            work.close()
-            return
-        self._busy.add(key)
-        self._spawn(work, f"{what} {peer}").add_done_callback(lambda _: self._busy.discard(key))
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         async def contained() -> None:

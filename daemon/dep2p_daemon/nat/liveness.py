@@ -37,6 +37,8 @@ class LivenessSettings:
     """Silence after which the peer is pinged."""
     timeout: float = 2.0
     """For an answer; four round trips where they are longer."""
+    relayed_silence: float = 1.0
+    """Silence of a relayed connection after which a new stream asks first whether it lives."""
     tries: int = 2
     """Pings in a row without an answer that end the connection."""
 
@@ -86,7 +88,7 @@ async def may_carry(swarm: Swarm, connection: Connection, settings: LivenessSett
     heard_at = connection.heard_at
     if not connection.relayed or heard_at is None:
         return True
-    if asyncio.get_running_loop().time() - heard_at < settings.interval:
+    if asyncio.get_running_loop().time() - heard_at < settings.relayed_silence:
         return True
     if await _answers(swarm, connection, settings):
         return True

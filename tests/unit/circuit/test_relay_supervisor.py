@@ -357,6 +357,19 @@ async def test_a_relay_that_was_given_up_is_not_taken_again_until_it_is_asked_fo
 
 
 @virtual_time
+async def test_a_relay_that_serves_no_pings_is_alive() -> None:
+    network = MemoryNetwork()
+    async with (
+        node(memory(network), quic(0), key=KEYS[0], relay=RelayServerSettings(), identify=True),
+        supervised(network) as (client, _),
+    ):
+        client.client.add(full(0))
+        await until_reserved(client, 0, within=1)
+        await asyncio.sleep(600)
+        assert [address for _, address in network.dials] == [quic(0)]
+
+
+@virtual_time
 async def test_a_relay_that_is_silent_while_another_answers_is_given_up() -> None:
     network = MemoryNetwork()
     async with (

@@ -97,7 +97,7 @@ async def test_a_stream_does_not_wait_for_a_relayed_connection_that_died_in_sile
         one.peerstore.add_addresses(other.local_peer, [CIRCUITS[1]], ttl=60, source="test")
         # Heard a moment ago: it is used as it is.
         assert await one.dial(other.local_peer) is dead
-        await asyncio.sleep(SETTINGS.interval)
+        await asyncio.sleep(SETTINGS.relayed_silence)
         began = asyncio.get_running_loop().time()
         another = await one.dial(other.local_peer)
         assert another.remote_address == CIRCUITS[1]
