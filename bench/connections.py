@@ -28,8 +28,34 @@ SETTLE_SECONDS = 12.0
 
 
 async def handshake() -> list[Figure]:
-    """Dial and disconnect, both certificates checked; identify and the API calls are in it."""
-    both = Figure("QUIC handshake, both daemons", "ms of CPU", at_most=9, note="with identify")
+    """Dial and close, both certificates checked: the bare transports, and whole daemons."""
+    return [await _bare_handshake(), await _daemons_handshake()]
+
+
+async def _bare_handshake() -> Figure:
+    figure = Figure("QUIC handshake with both certificates, both ends", "ms of CPU", at_most=9)
+    async with _started("bench.handshakes", "listen") as listener:
+        address = (await _line(listener)).strip()
+        async with _started("bench.handshakes", "dial", address) as dialler:
+            await _dial(dialler, HANDSHAKES)
+            for _ in range(RUNS):
+                before = Usage.of(listener.pid).cpu_seconds + Usage.of(dialler.pid).cpu_seconds
+                await _dial(dialler, HANDSHAKES)
+                after = Usage.of(listener.pid).cpu_seconds + Usage.of(dialler.pid).cpu_seconds
+                figure.samples.append((after - before) / HANDSHAKES * 1e3)
+    return figure
+
+
+async def _dial(dialler: asyncio.subprocess.Process, count: int) -> None:
+    assert dialler.stdin is not None
+    dialler.stdin.write(f"{count}\n".encode())
+    if await _line(dialler) != "done\n":
+        raise RuntimeError("the dialling end failed")
+
+
+async def _daemons_handshake() -> Figure:
+    what = "Dial to Disconnect over quic-v1 with identify, both daemons"
+    both = Figure(what, "ms of CPU")
     async with network("a", "b") as (a, b), dep2p.connect(a.socket) as node:
         address = b.address("quic-v1")
 
@@ -44,28 +70,32 @@ async def handshake() -> list[Figure]:
             await connect(HANDSHAKES)
             after = Usage.of(a.pid).cpu_seconds + Usage.of(b.pid).cpu_seconds
             both.samples.append((after - before) / HANDSHAKES * 1e3)
-    return [both]
+    return both
 
 
 @asynccontextmanager
-async def _peers(*arguments: str) -> AsyncIterator[asyncio.StreamReader]:
-    """Idle nodes in a process of their own; gives what the process prints."""
+async def _started(module: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process of ours, which ends with its standard input."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "bench.idle_peers",
+        module,
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment(),
     )
     assert process.stdin is not None
-    assert process.stdout is not None
     try:
-        yield process.stdout
+        yield process
     finally:
         process.stdin.close()
         await process.wait()
+
+
+async def _line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    return (await process.stdout.readline()).decode()
 
 
 async def _resident(daemon: Daemon, connections: int) -> int:
@@ -79,26 +109,26 @@ async def _resident(daemon: Daemon, connections: int) -> int:
 
 async def _accepted(daemon: Daemon) -> float:
     address = daemon.address("quic-v1")
-    async with _peers("dial", address, str(WARM)) as warm:
-        if await warm.readline() != b"ready\n":
+    async with _started("bench.idle_peers", "dial", address, str(WARM)) as warm:
+        if await _line(warm) != "ready\n":
             raise RuntimeError("the peers did not connect")
         before = await _resident(daemon, WARM)
-        async with _peers("dial", address, str(MEASURED)) as more:
-            if await more.readline() != b"ready\n":
+        async with _started("bench.idle_peers", "dial", address, str(MEASURED)) as more:
+            if await _line(more) != "ready\n":
                 raise RuntimeError("the peers did not connect")
             return (await _resident(daemon, WARM + MEASURED) - before) / MEASURED
 
 
 async def _dialled(daemon: Daemon) -> float:
     async with (
-        _peers("listen", str(WARM + MEASURED)) as addresses,
+        _started("bench.idle_peers", "listen", str(WARM + MEASURED)) as peers,
         dep2p.connect(daemon.socket) as node,
     ):
         before = 0
         for number in range(WARM + MEASURED):
             if number == WARM:
                 before = await _resident(daemon, WARM)
-            await node.dial((await addresses.readline()).decode().strip())
+            await node.dial((await _line(peers)).strip())
         return (await _resident(daemon, WARM + MEASURED) - before) / MEASURED
 
 
