@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dep2p_relay_server.texts import TEXTS, Language, language_of
-from dep2pd.options import daemon_options, settings_given
+from dep2pd.options import daemon_options, has_defaults, settings_given
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +62,9 @@ def cli(
             console=RelayConsole(texts),
         )
     )
+
+
+has_defaults(cli, port="4001", log_level="warning")
 
 
 def main() -> None:

@@ -19,8 +19,26 @@ class DefaultCommandGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if not args or (args[0].startswith("-") and args[0] not in own):
-            args.insert(0, self.default_command)
+            args = self._command_first(ctx, args)
         return super().parse_args(ctx, args)
+
+    def _command_first(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--flag VALUE config check` means `config check --flag VALUE`."""
+        with_value = {
+            name
+            for parameter in self.commands[self.default_command].get_params(ctx)
+            if isinstance(parameter, click.Option) and not parameter.is_flag
+            for name in parameter.opts
+        }
+        at = 0
+        while at < len(args) and args[at].startswith("-"):
+            at += 2 if args[at] in with_value else 1
+        words: list[str] = []
+        group: click.Command = self
+        while isinstance(group, click.Group) and args[at : at + 1] and args[at] in group.commands:
+            group = group.commands[args[at]]
+            words.append(args.pop(at))
+        return [*(words or [self.default_command]), *args]
 
     @override
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -110,6 +110,13 @@ def daemon_options(command: F) -> F:
     return command
 
 
+def has_defaults(command: click.Command, **defaults: str) -> None:
+    """Have the help of a program's options tell its own defaults, by parameter name."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name in defaults and option.help:
+            option.help = f"{option.help.rpartition(' [')[0]} [{defaults[option.name]}]"
+
+
 def settings_given(params: Mapping[str, object]) -> dict[str, object]:
     """Dotted keys and values of the flags that were given."""
     return {

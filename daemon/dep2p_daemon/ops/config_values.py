@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import override
 
 from dep2p_daemon.circuit.relay_host import RelayHost
-from dep2p_daemon.errors import Dep2pError
+from dep2p_daemon.errors import Dep2pError, MultiaddrError
 from dep2p_daemon.multiaddr import Multiaddr, parse_relay_address
 from dep2p_daemon.ops.config_units import parse_duration, parse_size
 
@@ -31,9 +31,7 @@ _LISTEN_FORM: Final = (
 _ANNOUNCE_FORM: Final = (
     "write this machine's public address, such as /ip4/203.0.113.10/udp/4001/quic-v1"
 )
-_PEER_FORM: Final = (
-    "write /ip4/203.0.113.10/udp/4001/quic-v1/p2p/12D3KooW... or /dnsaddr/example.com"
-)
+_PEER_ID: Final = "/p2p/<peer id>; `dep2pctl id` on that machine prints its peer id"
 
 _ENDPOINT_FORM: Final = "write 127.0.0.1:9464 or [::1]:9464"
 
@@ -117,9 +115,15 @@ def _relay_address(value: object) -> Multiaddr | RelayHost:
 
 
 def _peer_address(value: object) -> Multiaddr:
-    address = _multiaddr(value)
+    try:
+        address = _multiaddr(value)
+    except MultiaddrError as error:
+        if str(value).startswith("/"):
+            raise
+        # A host and port: what to write instead has to name the peer too.
+        raise Rejected(error.message, f"{error.remedy}{_PEER_ID}") from error
     if address.peer_id is None and "dnsaddr" not in address.protocols:
-        raise Rejected("names no peer", _PEER_FORM)
+        raise Rejected("names no peer", f"write {address}{_PEER_ID}")
     return address
 
 

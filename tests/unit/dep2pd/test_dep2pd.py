@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner, Result
 
+from dep2p_daemon import __version__
 from dep2p_daemon.errors import ConfigError, PreconditionError
 from dep2p_daemon.ops.config_load import fields
+from dep2p_relay_server.__main__ import cli as relay_server
 from dep2pd.__main__ import cli
 from dep2pd.options import FLAGS
 from dep2pd.start import describe, first_cause
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+PROGRAMS = (("daemon", cli), ("relay", relay_server))
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,35 @@ def test_a_flag_without_a_command_goes_to_run() -> None:
     result = dep2pd("--port", "none")
     assert result.exit_code == 2
     assert "Usage: dep2pd run" in result.output
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--preset", "relay", "config", "check"),
+        ("--preset=relay", "--port", "4002", "config", "check", "--log-level", "debug"),
+    ],
+)
+def test_flags_may_stand_before_the_command(args: tuple[str, ...]) -> None:
+    result = dep2pd(*args)
+    assert (result.exit_code, result.output) == (0, "the configuration is right\n")
+
+
+def test_flags_before_the_command_count() -> None:
+    result = dep2pd("--port", "4002", "config", "show", "--preset", "relay")
+    assert "port = 4002" in result.output
+    assert dep2pd("--relay", "nonsense", "config", "check").exit_code == 2
+
+
+def test_every_program_tells_its_own_defaults_and_version() -> None:
+    helps = {name: CliRunner().invoke(program, ["--help"]).output for name, program in PROGRAMS}
+    relay, daemon = (" ".join(helps[name].split()) for name in ("relay", "daemon"))
+    assert "any free one. [4001; desktop: 0]" in daemon
+    assert "any free one. [4001]" in relay
+    assert "each step of a dial. [info]" in daemon
+    assert "each step of a dial. [warning]" in relay
+    for _, program in PROGRAMS:
+        assert __version__ in CliRunner().invoke(program, ["--version"]).output
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

@@ -167,6 +167,10 @@ def test_a_problem_names_its_key_for_programs(file: Path) -> None:
         ("[node]\nlisten = ['/dns4/example.com/tcp/1']", "is no address that can be listened on"),
         (f"[node]\nlisten = ['{RELAY}']", "ends in /p2p"),
         ("[node]\nbootstrap = ['/ip4/203.0.113.1/tcp/1']", "names no peer"),
+        (
+            "[node]\nbootstrap = ['1.2.3.4:5']",
+            "write /ip4/1.2.3.4/udp/5/quic-v1/p2p/<peer id>",
+        ),
         ("[node]\ndata_dir = 7", "is not a text"),
     ],
 )
