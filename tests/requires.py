@@ -27,6 +27,14 @@ def require_tool(name: str) -> str:
     return path
 
 
+def require_miniupnpd() -> str:
+    """Return the path of a home router's port mapping daemon, or skip."""
+    path = shutil.which("miniupnpd")
+    if path is None:
+        unavailable("miniupnpd is not installed (Debian: miniupnpd-nftables)")
+    return path
+
+
 def require_root() -> None:
     """Skip unless the tests run as root."""
     if os.geteuid() != 0:

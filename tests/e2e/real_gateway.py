@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.requires import require_tool
+from tests.requires import require_miniupnpd
 
 if TYPE_CHECKING:
     import subprocess
@@ -68,7 +68,7 @@ class RealGateway:
         configuration.write_text(
             CONFIGURATION.format(external=self.external, pcp=words[pcp], upnp=words[upnp])
         )
-        program = [require_tool("miniupnpd"), "-d", "-f", str(configuration)]
+        program = [require_miniupnpd(), "-d", "-f", str(configuration)]
         # To a file: it says a lot, and would wait for whoever does not read a pipe.
         log = self._directory / "log"
         with log.open("w") as output:
@@ -107,7 +107,7 @@ class RealGateway:
 @contextlib.asynccontextmanager
 async def real_gateway(lab: Lab, host: str = "alice") -> AsyncIterator[RealGateway]:
     """A gateway in the box of `host`, not started yet; skips where there is no miniupnpd."""
-    require_tool("miniupnpd")
+    require_miniupnpd()
     with tempfile.TemporaryDirectory(prefix="miniupnpd-") as directory:
         gateway = RealGateway(lab, host, Path(directory))
         try:
