@@ -201,8 +201,8 @@ class NatSection(Section):
     )
     port_mapping: bool = Field(
         default=True,
-        description="Have the default gateway forward the listening ports (PCP, else NAT-PMP) "
-        "while the node runs.",
+        description="Have the default gateway forward the listening ports (PCP, else NAT-PMP, "
+        "else UPnP-IGD) while the node runs.",
     )
 
 
