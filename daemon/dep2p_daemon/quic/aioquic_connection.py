@@ -298,10 +298,10 @@ class AioquicConnection(StockConnection):
             # Perhaps the path changed and large datagrams vanish.
             self._begin_search()
 
-    def begin_path(self) -> None:
-        """Begin as on a new path, whose width nobody knows (RFC 9000 section 9.4)."""
+    def begin_path(self, now: float) -> None:
+        """Begin as on a new path, of which nobody knows anything (RFC 9000 section 9.4)."""
         self._begin_search()
-        self._recovery.control.reset()
+        self._recovery.begin_path(now)
 
     def datagram_refused(self, now: float) -> None:
         """Handle that our own interface is too narrow for a datagram of the pass of `now`.

@@ -6,8 +6,9 @@ space, and acknowledged runs of them are told to stream and congestion control a
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aioquic import tls
 from aioquic.quic.packet import QuicPacketType
@@ -15,7 +16,7 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketRecovery
 from typing_extensions import override
 
-from dep2p_daemon.quic.congestion import UsedWindowCubic
+from dep2p_daemon.quic.congestion import RunCongestionControl
 from dep2p_daemon.quic.path_mtu import BASE_SIZE
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from aioquic.quic.stream import QuicStreamSender
 
     from dep2p_daemon.quic.path_mtu import PathMtu
+
+
+_RTT: Final = (
+    "_rtt_first_sample_time",
+    "_rtt_initialized",
+    "_rtt_latest",
+    "_rtt_min",
+    "_rtt_smoothed",
+    "_rtt_variance",
+)
 
 
 class BulkPacket(QuicSentPacket):
@@ -65,7 +76,7 @@ class BulkPacket(QuicSentPacket):
 
 
 class BulkRecovery(QuicPacketRecovery):
-    """Recovery of one connection; its congestion control must be `UsedWindowCubic`."""
+    """Recovery of one connection; its congestion control must be a `RunCongestionControl`."""
 
     mtu_probes: frozenset[int] = frozenset()
     """Numbers of packets whose loss says nothing of congestion (RFC 8899 section 3)."""
@@ -73,11 +84,22 @@ class BulkRecovery(QuicPacketRecovery):
     path_mtu: PathMtu
     """What hears of large packets' fates; set by the connection."""
 
+    _path_began = -math.inf
+    """What was sent before tells nothing of the present path."""
+
     @property
-    def control(self) -> UsedWindowCubic:
+    def control(self) -> RunCongestionControl:
         """The congestion control."""
-        assert isinstance(self._cc, UsedWindowCubic)
+        assert isinstance(self._cc, RunCongestionControl)
         return self._cc
+
+    def begin_path(self, now: float) -> None:
+        """Begin as on a new path: congestion control and round trip (RFC 9002 section 5.3, 7)."""
+        self._path_began = now
+        self.control.begin_path(now)
+        self._rtt_initialized = False
+        self._rtt_min = math.inf
+        self._rtt_latest = self._rtt_smoothed = self._rtt_variance = 0.0
 
     def on_bulk_sent(self, packets: list[BulkPacket], size: int, space: QuicPacketSpace) -> None:
         """Note packets of `size` bytes together, sent now."""
@@ -93,12 +115,12 @@ class BulkRecovery(QuicPacketRecovery):
     ) -> None:
         sent = space.sent_packets
         numbers = list(sent)
-        bulk = []
+        bulk, newest = [], -1
         for acknowledged in ack_rangeset:
             start = bisect_left(numbers, acknowledged.start)
             stop = bisect_left(numbers, acknowledged.stop, start)
-            for number in numbers[start:stop]:
-                packet = sent[number]
+            for newest in numbers[start:stop]:
+                packet = sent[newest]
                 if type(packet) is BulkPacket:
                     bulk.append(packet)
         if self.path_mtu.is_suspected and _any_large(sent, ack_rangeset, numbers):
@@ -107,9 +129,13 @@ class BulkRecovery(QuicPacketRecovery):
         if len(bulk) > 1:
             bulk.pop()
             self._on_bulk_acknowledged(bulk, now, space)
+        is_old = newest >= 0 and (sent[newest].sent_time or 0.0) < self._path_began
+        before = [getattr(self, name) for name in _RTT] if is_old else []
         super().on_ack_received(
             ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
         )
+        for name, value in zip(_RTT, before, strict=False):  # of another path
+            setattr(self, name, value)
 
     @override
     def _on_packets_lost(
@@ -164,9 +190,7 @@ class BulkRecovery(QuicPacketRecovery):
             stop, fin = packet.stop, packet.fin
         sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, fin)
         space.ack_eliciting_in_flight -= len(packets)
-        self.control.on_run_acked(
-            now=now, count=len(packets), size=size, sent_time=packets[-1].sent_time or 0.0
-        )
+        self.control.on_run_acked(now=now, size=size, sent_time=packets[-1].sent_time or 0.0)
 
 
 def _any_large(sent: dict[int, QuicSentPacket], acknowledged: RangeSet, numbers: list[int]) -> bool:

@@ -284,7 +284,7 @@ class Session:
             self.streams.account()
             if self._context.memory.exceeded:
                 self._context.relieve_memory()
-            self._follow_peer(connection)
+            self._follow_peer(connection, now)
         self.endpoint.mark_dirty(self)
 
     def _drain(self) -> None:
@@ -377,14 +377,14 @@ class Session:
             host = socket.inet_ntop(family, self._hit)
         return Multiaddr.for_udp(host, port)
 
-    def _follow_peer(self, connection: QuicConnection) -> None:
+    def _follow_peer(self, connection: QuicConnection, now: float) -> None:
         address = self.quic.validated_peer_address
         if address is not None and address != self.address:
             _log.debug(
                 "peer moved", connection=connection.id, before=self.address[0], now=address[0]
             )
             if address[0] != self.address[0]:
-                self.quic.begin_path()
+                self.quic.begin_path(now)
             self.address = address
             connection.remote_address = Multiaddr.for_udp(address[0], address[1])
 

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from dep2p_daemon.errors import StreamResetError
 from dep2p_daemon.muxed import read_exactly
 from dep2p_daemon.quic.aioquic_connection import AioquicConnection
-from dep2p_daemon.quic.congestion import UsedWindowCubic
+from dep2p_daemon.quic.congestion import CubicControl
 from dep2p_daemon.quic.libp2p_tls import prove_peer
 from dep2p_daemon.quic.pacer import PASS_PACKETS, BurstPacer
 from dep2p_daemon.quic.recovery import BulkRecovery
@@ -46,12 +46,16 @@ def connect(wire: Any, client: Any, server: Any) -> Any:
 @pytest.mark.parametrize(
     ("ours", "stock", "name"),
     [
-        (UsedWindowCubic, CubicCongestionControl, "on_packet_acked"),
+        (CubicControl, CubicCongestionControl, "on_packet_acked"),
+        (CubicControl, CubicCongestionControl, "on_packet_sent"),
+        (CubicControl, CubicCongestionControl, "on_packets_expired"),
+        (CubicControl, CubicCongestionControl, "on_packets_lost"),
+        (CubicControl, CubicCongestionControl, "on_persistent_congestion"),
+        (CubicControl, CubicCongestionControl, "on_rtt_measurement"),
         (AioquicConnection, StockConnection, "_initialize"),
         (AioquicConnection, StockConnection, "_replenish_connection_ids"),
         (AioquicConnection, StockConnection, "_write_stream_limits"),
         (AioquicConnection, StockConnection, "_write_connection_limits"),
-        (UsedWindowCubic, CubicCongestionControl, "reset"),
         (BulkRecovery, QuicPacketRecovery, "reschedule_data"),
         (BulkRecovery, QuicPacketRecovery, "_on_packets_lost"),
         (BurstPacer, QuicPacketPacer, "next_send_time"),

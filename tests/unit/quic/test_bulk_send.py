@@ -16,7 +16,7 @@ from tests.unit.quic.steady import PEER, SUITES, steady_connection
 from typing_extensions import override
 
 from dep2p_daemon.quic.bulk_send import LONG_NUMBERS_AFTER, MAX_OUTSTANDING
-from dep2p_daemon.quic.congestion import UsedWindowCubic
+from dep2p_daemon.quic.congestion import CubicControl
 from dep2p_daemon.quic.one_rtt_keys import MAX_SEALED, UPDATE_AFTER
 from dep2p_daemon.quic.pacer import PASS_PACKETS
 from dep2p_daemon.quic.recovery import BulkPacket
@@ -295,7 +295,7 @@ def test_acknowledged_runs_are_told_in_one() -> None:
 def test_a_run_grows_the_window_as_its_packets_would(ssthresh: int | None) -> None:
     windows = []
     for together in (True, False):
-        control = UsedWindowCubic(1200)
+        control = CubicControl(max_datagram_size=1200)
         control.congestion_window = 24_000
         control.ssthresh = ssthresh
         for trip in range(1, 30):
@@ -306,7 +306,7 @@ def test_a_run_grows_the_window_as_its_packets_would(ssthresh: int | None) -> No
             ]
             control.bytes_in_flight = count * 1200
             if together:
-                control.on_run_acked(now=now, count=count, size=count * 1200, sent_time=now - 0.05)
+                control.on_run_acked(now=now, size=count * 1200, sent_time=now - 0.05)
             else:
                 for packet in packets:
                     control.on_packet_acked(now=now, packet=packet)

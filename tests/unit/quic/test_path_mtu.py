@@ -221,7 +221,7 @@ def quic(connection: Any) -> Any:
 
 
 def had_congestion(connection: Any) -> bool:
-    return bool(quic(connection)._loss._cc._congestion_recovery_start_time)
+    return bool(quic(connection)._recovery.control.congestion_events)
 
 
 @pytest.mark.parametrize("fast_path", [True, False])
