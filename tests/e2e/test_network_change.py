@@ -14,6 +14,7 @@ import dep2p
 
 if TYPE_CHECKING:
     from tests.e2e.lab_daemons import LabNet
+    from tests.e2e.processes import Daemon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -67,11 +68,18 @@ async def places(net: LabNet) -> set[str]:
     return hosts - {"127.0.0.1", "::1"}
 
 
+async def known_by_mdns(node: Daemon) -> set[str]:
+    listed = (await node.ctl_json("peers", "--known"))["peers"]
+    return {one["peer_id"] for one in listed if any("/192.168." in a for a in one["addresses"])}
+
+
 async def test_a_node_that_moves_to_other_networks_is_reached_within_15_s() -> None:
     elsewhere = {"dave": "port-restricted", "erin": "udp-blocked"}
     async with laboratory("port-restricted", "port-restricted", hosts=elsewhere) as net:
         await net.start_relay()
-        await asyncio.gather(net.start_client("alice"), net.start_client("bob"))
+        dave, *_ = await asyncio.gather(
+            net.start("dave"), net.start_client("alice"), net.start_client("bob")
+        )
         done = await net.bob.ctl("dial", net.circuit("bob", "alice"), "--wait-direct=10s")
         assert done.code == 0, done.stderr
 
@@ -90,6 +98,13 @@ async def test_a_node_that_moves_to_other_networks_is_reached_within_15_s() -> N
         seen = await net.connections("bob", net.alice.peer_id)
         (direct,) = (one["remote_address"] for one in seen if one["path"] == "direct")
         assert net.lab.public_address("alice") in direct
+        # On the new LAN she and dave have found each other.
+        for node, neighbour in ((net.alice, dave), (dave, net.alice)):
+            async with asyncio.timeout(10):
+                while True:
+                    if neighbour.peer_id in await known_by_mdns(node):
+                        break
+                    await asyncio.sleep(0.2)
 
         # There UDP is blocked: nothing of the old connections lives on.
         began = await moves(net, "erin")

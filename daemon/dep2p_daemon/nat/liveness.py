@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-LOOKS_PER_INTERVAL: Final = 2
+LOOKS_PER_INTERVAL: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LivenessSettings:
-    """Times in seconds. A dead path is noticed after 1.5 `interval` + `tries` * `timeout`."""
+    """Times in seconds. A dead path is noticed after 1.25 `interval` + `tries` * `timeout`."""
 
     interval: float = 4.0
     """Silence after which the peer is pinged."""

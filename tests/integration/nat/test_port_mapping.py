@@ -23,6 +23,7 @@ from dep2p_daemon.nat.port_mapping.keeper import KeeperSettings
 from dep2p_daemon.nat.port_mapping.mapper import PortMapper, PortMapperSettings
 from dep2p_daemon.nat.port_mapping.status import PortMappingChanged
 from dep2p_daemon.nat.port_mapping.terms import Protocol
+from dep2p_daemon.swarm.events import NetworkChange, NetworkChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -199,6 +200,26 @@ async def test_another_network_another_gateway() -> None:
             await until(lambda: len(made.external_addresses) == 2)
             assert {str(a.ip) for a in made.external_addresses} == {"45.8.2.102"}
         assert there.mappings == {}
+
+
+async def test_after_a_change_of_network_the_same_gateway_may_be_another() -> None:
+    gateway = router()
+    patient = PortMapperSettings(route_interval=3600)
+    async with serve(gateway, LOCAL) as port, swarms(1) as (swarm,):
+        way = Way(port)
+        await swarm.listen(LISTENING)
+        async with PortMapper(
+            swarm,
+            patient,
+            find_gateway=way.find,
+            open_channel=way.open,
+            clients=CLIENTS[:2],
+        ) as made:
+            await until(lambda: set(made.external_addresses) == OUTSIDE)
+            # Another box of the same make and address: it has mapped nothing yet.
+            gateway.mappings.clear()
+            swarm.events.publish(NetworkChanged(NetworkChange.INTERRUPTED, (LOCAL,), (LOCAL,)))
+            await until(lambda: len(gateway.mappings) == 2)
 
 
 async def test_a_gateway_behind_another_nat_gives_no_address_to_tell() -> None:

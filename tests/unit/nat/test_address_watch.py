@@ -14,7 +14,7 @@ from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.nat.address_watch import MAX_OFFERED, AddressWatch
 from dep2p_daemon.nat.observed import MappingBehaviour
 from dep2p_daemon.protocols.identify import Identify
-from dep2p_daemon.swarm.events import PeerIdentified
+from dep2p_daemon.swarm.events import NetworkChange, NetworkChanged, PeerIdentified
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,6 +66,22 @@ async def test_what_is_told_runs_out() -> None:
         await asyncio.sleep(1900)
         assert MAPPED not in made[US].own_addresses
         assert MAPPED not in watch.candidates()
+
+
+@virtual_time
+async def test_after_a_change_of_network_observers_say_it_anew() -> None:
+    async with watched() as (watch, made):
+        await told(made, OBSERVER, MAPPED)
+        await told(made, SECOND, MAPPED)
+        await watch.refresh()
+        with made[US].events.subscribe() as seen:
+            made[US].events.publish(NetworkChanged(NetworkChange.MOVED, ("192.0.2.7",), ()))
+            await asyncio.sleep(1)
+            asked = {one.peer_id for one in seen._events if isinstance(one, PeerIdentified)}
+        assert asked == {peer(OBSERVER), peer(SECOND)}
+        assert MAPPED not in made[US].own_addresses
+        assert MAPPED not in watch.candidates()
+        assert watch.mapping("quic-v1") is MappingBehaviour.UNKNOWN
 
 
 @virtual_time

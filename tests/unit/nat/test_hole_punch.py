@@ -34,7 +34,7 @@ from dep2p_daemon.nat.wait_direct import DirectFailure, wait_direct
 from dep2p_daemon.protocols import ping
 from dep2p_daemon.protocols.identify import Identify
 from dep2p_daemon.swarm.dialing import DialPolicy
-from dep2p_daemon.swarm.events import ConnectionClosed
+from dep2p_daemon.swarm.events import ConnectionClosed, NetworkChange, NetworkChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -261,6 +261,23 @@ async def test_it_is_tried_again_after_a_while() -> None:
         made.network.dead.clear()
         assert (await made.b.ended()).outcome is Outcome.DIRECT
         assert 30.0 <= asyncio.get_running_loop().time() - began < 35.0
+
+
+@virtual_time
+@pytest.mark.parametrize("whose", ["ours", "the peer's"])
+async def test_it_is_tried_again_when_the_network_changes(whose: str) -> None:
+    async with net(dead=(A, B), settings=PunchSettings(retry_delays=(600.0,))) as made:
+        await made.relayed()
+        assert (await made.b.ended()).outcome is Outcome.FAILED
+        began = asyncio.get_running_loop().time()
+        made.network.dead.clear()
+        if whose == "ours":
+            made.b.swarm.events.publish(NetworkChanged(NetworkChange.MOVED, ("192.0.2.7",), ()))
+        else:
+            # The peer pushes where it is now.
+            made.a.swarm.set_announced([Multiaddr.for_udp("203.0.113.77", 4001)])
+        assert (await made.b.ended()).outcome is Outcome.DIRECT
+        assert asyncio.get_running_loop().time() - began < 5.0
 
 
 @virtual_time

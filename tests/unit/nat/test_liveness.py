@@ -15,6 +15,7 @@ from dep2p_daemon.muxed import CloseCode, Connection, Stream
 from dep2p_daemon.nat.liveness import LivenessSettings, guard
 from dep2p_daemon.nat.paths import PathWatch
 from dep2p_daemon.protocols import ping
+from dep2p_daemon.swarm.events import NetworkChange, NetworkChanged
 
 if TYPE_CHECKING:
     from dep2p_daemon.swarm.swarm import Swarm
@@ -74,6 +75,25 @@ async def test_traffic_is_a_sign_of_life() -> None:
         talking.cancel()
         await watch
         assert here.is_closed
+
+
+@virtual_time
+async def test_after_a_change_of_network_direct_connections_show_whether_they_live() -> None:
+    async with swarms(3) as (one, dead, alive):
+        dead.set_handler(ping.PROTOCOL, swallow)
+        ping.register(alive)
+        PathWatch(one)
+        lost, _ = await connected(one, dead)
+        kept, _ = await connected(one, alive)
+        await asyncio.sleep(600)
+        assert not lost.is_closed, "without relays to fall back to nobody looks"
+        one.events.publish(NetworkChanged(NetworkChange.LOST, (), ()))
+        await asyncio.sleep(60)
+        assert not lost.is_closed, "the network may come back"
+        one.events.publish(NetworkChanged(NetworkChange.MOVED, ("192.0.2.7",), ()))
+        await asyncio.sleep(SETTINGS.tries * SETTINGS.timeout + 0.1)
+        assert lost.is_closed
+        assert not kept.is_closed
 
 
 async def relayed(one: Swarm, other: Swarm, *, number: int = 1) -> Connection:

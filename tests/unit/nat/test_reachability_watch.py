@@ -24,6 +24,7 @@ from dep2p_daemon.nat.autonat2_message import (
 )
 from dep2p_daemon.nat.reachability import ReachabilityChanged, Verdict
 from dep2p_daemon.nat.reachability_watch import ReachabilityWatch
+from dep2p_daemon.swarm.events import NetworkChange, NetworkChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -151,7 +152,8 @@ async def test_after_a_change_of_network_all_is_asked_anew() -> None:
         await node.connect(1)
         await asyncio.sleep(60)
         assert len(node.asked) == 1
-        node.watch.forget_all()
+        node.swarm.events.publish(NetworkChanged(NetworkChange.MOVED, ("192.0.2.7",), ()))
+        await asyncio.sleep(0.1)
         assert node.watch.verdict is Verdict.UNKNOWN
         await asyncio.sleep(10)
         assert len(node.asked) == 2
