@@ -1,8 +1,8 @@
 """From relayed to direct with js-libp2p (`@libp2p/dcutr`) on one side, in the NAT laboratory.
 
-We are behind a port-restricted NAT. To js the laboratory's addresses are public ones, as to us:
-it only asks whether an IP address is private. What libp2p 3.3.11 with dcutr 3.0.28 does besides,
-as its log (`libp2p:dcutr*`) and these tests show:
+We are behind a port-restricted NAT, but in one test. To js the laboratory's addresses are public
+ones, as to us: it only asks whether an IP address is private. What libp2p 3.3.11 with dcutr 3.0.28
+does besides, as its log (`libp2p:dcutr*`) and these tests show:
 
 * It tells of a public address only if that was announced or verified (AutoNAT). Behind a NAT it
   names private addresses and circuits in CONNECT, never where others saw it.
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.interop, pytest.mark.e2e, pytest.mark.timeout(120)]
 
+OUR_NAT: Final = "port-restricted"
 PORT: Final = 4001
 ECHO: Final = "/interop/echo/1.0.0"
 UNLIMITED_ONLY: Final = "/interop/unlimited-only/1.0.0"
@@ -50,13 +51,13 @@ def machine() -> None:
 
 @contextlib.asynccontextmanager
 async def us_and_js(
-    place: str, transport: str, *, announced: bool = True, **relay: str
+    place: str, transport: str, *, own: str = OUR_NAT, announced: bool = True, **relay: str
 ) -> AsyncIterator[tuple[LabNet, JsPeer]]:
-    """Us in "alice", a js node in "bob", both with a reservation at our relay.
+    """Us in "alice", a js node in "bob" (`place`), both with a reservation at our relay.
 
     `announced`: whether js tells of its public address; `relay` are settings of the relay.
     """
-    async with laboratory("port-restricted", place) as net:
+    async with laboratory(own, place) as net:
         daemon = net.prepare("relay", "--preset=relay", f"--port={PORT}")
         daemon.env |= {f"DEP2P_RELAY_SERVER__{key.upper()}": value for key, value in relay.items()}
         await daemon.start()
@@ -211,6 +212,16 @@ async def test_js_behind_a_nat_exchanges_the_messages_and_stays_relayed(
         await both_echo(net, js)
 
 
+async def test_js_behind_a_nat_dials_us_where_our_nat_lets_everybody_in() -> None:
+    """It names no address, so all that we can do is to be dialled."""
+    async with us_and_js(OUR_NAT, "quic", own="full-cone", announced=False) as (net, js):
+        assert (await we_dial(net, js))["path"] == "direct"
+        assert (await upgrade_ended(net, js))["outcome"] == "DIRECT"
+        (told, punch) = await why(net, js)
+        assert (told["reason"], punch["reason"], punch["steps"]) == ("DIRECT", "DIRECT", [])
+        await both_echo(net, js)
+
+
 async def test_an_announced_port_that_is_closed_changes_nothing_and_cuts_nothing() -> None:
     """js dials us, for 5 s and in vain; the limited connection and its streams stay as they were.
 
@@ -257,7 +268,7 @@ async def test_a_port_forwarded_to_js_is_the_remedy() -> None:
 
 async def test_through_a_js_relay_it_becomes_direct_as_well() -> None:
     async with (
-        laboratory("port-restricted", "none") as net,
+        laboratory(OUR_NAT, "none") as net,
         JsPeer(
             transports=["quic"],
             relay_server=RELAY_LIMITS,

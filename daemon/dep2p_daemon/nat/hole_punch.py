@@ -345,6 +345,7 @@ class HolePuncher:
             reason = self._verdict(attempt, accepted)
             usable = self._usable(accepted)
             if not usable:
+                await self._let_peer_dial(attempt)
                 return reason
             attempt.rounds = number
             rtt = act.rtt or ASSUMED_RTT
@@ -416,7 +417,16 @@ class HolePuncher:
                 _round(attempt, PunchRole.CLIENT, usable, None),
                 window=self._settings.act_timeout,
             )
+        elif attempt.trail.own_candidates:
+            await self._let_peer_dial(attempt)
         return self._verdict(attempt, accepted)
+
+    async def _let_peer_dial(self, attempt: Attempt) -> None:
+        """Send nothing, and give the peer the time to get through to us by itself.
+
+        So js-libp2p does behind a NAT, where it knows no address of its own.
+        """
+        await asyncio.wait({attempt.direct}, timeout=self._settings.peer_dial)
 
     def _verdict(self, attempt: Attempt, accepted: Sequence[Multiaddr]) -> Reason:
         known = self._swarm.peerstore.get(attempt.peer)

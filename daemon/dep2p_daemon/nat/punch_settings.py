@@ -30,6 +30,8 @@ class PunchSettings:
     late_dial: float = 0.25
     """After this at least, and two and a half round trips where they are longer, the side that
     waits to be dialled dials too."""
+    peer_dial: float = 2.0
+    """What a peer that named no address we may use gets to dial one of ours."""
     act_timeout: float = 5.0
     """For the last round, and for each dial (go-libp2p's)."""
     retry_delays: tuple[float, ...] = (30.0, 120.0, 600.0)

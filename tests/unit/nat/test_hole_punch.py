@@ -252,6 +252,45 @@ async def test_a_peer_that_lost_the_direct_path_first_is_believed() -> None:
         assert asyncio.get_running_loop().time() - began < 5.0
 
 
+@pytest.mark.parametrize("side", Side)
+def test_a_peer_without_an_address_may_dial_ours(side: Side) -> None:
+    """As js-libp2p does behind a NAT."""
+
+    async def exchange(stream: Stream) -> None:
+        await read_message(stream, MAX_MESSAGE_BYTES)
+        await write_message(stream, encode(DcutrMessage(MessageType.CONNECT)))
+        await read_message(stream, MAX_MESSAGE_BYTES)
+
+    @virtual_time
+    async def run() -> None:
+        initiator = side is Side.INITIATOR
+        for dials in (True, False):
+            async with net(
+                dead=(A, B),
+                punching=(B,) if initiator else (A,),
+                settings=PunchSettings(retry_delays=(), dial_timeout=0.5),
+            ) as made:
+                us, them = (made.b, made.a) if initiator else (made.a, made.b)
+                if initiator:
+                    them.swarm.set_handler(PROTOCOL, exchange)
+                await made.relayed()
+                if not initiator:
+                    messages = DcutrMessage(MessageType.CONNECT), DcutrMessage(MessageType.SYNC)
+                    await send_dcutr(them.swarm, *messages)
+                await asyncio.sleep(1.5)  # of virtual time
+                if dials:
+                    made.network.dead.clear()
+                    number = B if initiator else A
+                    await them.swarm.dial(
+                        peer(number), [address_of(number)], policy=DialPolicy.DIRECT
+                    )
+                trail = await us.ended()
+                assert trail.side is side
+                assert trail.reason is (Reason.DIRECT if dials else Reason.NO_PEER_ADDRESS)
+
+    run()
+
+
 @virtual_time
 async def test_it_is_tried_again_after_a_while() -> None:
     async with net(dead=(A, B), settings=PunchSettings(retry_delays=(30.0,))) as made:
