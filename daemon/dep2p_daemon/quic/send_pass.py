@@ -59,7 +59,8 @@ def has_control_frames(connection: AioquicConnection, now: float) -> bool:
     return (
         (space.ack_at is not None and space.ack_at <= now)
         or data.sent != data.value
-        or streams.sent != streams.value
+        # As aioquic judges it: MAX_STREAMS is for who has few left.
+        or streams.sent - streams.used < streams.value - streams.sent
         or bool(connection._ping_pending)
         or bool(connection._datagrams_pending)
         or connection._handshake_done_pending

@@ -198,6 +198,21 @@ def test_nothing_else_waits_for_bulk(name: str, ask: Callable[[Any], object]) ->
     assert connection.counters.sent_fast - before == PASS_PACKETS - 1
 
 
+def test_streams_given_back_are_told_when_few_are_left() -> None:
+    connection = bulk_connection()
+    limit = connection._local_max_streams_bidi
+    limit.used, limit.value = 2, 10
+    assert limit.sent == 8
+    connection.transmit(1.0, acknowledge=True)
+    assert not has_control_frames(connection, 1.0)
+    assert connection.counters.sent_stock == 0
+    limit.used, limit.value = 7, 15
+    assert has_control_frames(connection, 1.1)
+    connection.transmit(1.1, acknowledge=True)
+    assert not has_control_frames(connection, 1.1)
+    assert limit.sent == 15
+
+
 @pytest.mark.parametrize("suite", SUITES, ids=lambda s: s.name)
 def test_numbers_take_four_bytes_when_much_is_in_flight(suite: tls.CipherSuite) -> None:
     connection = bulk_connection(suite=suite)
