@@ -221,7 +221,7 @@ class _Run:
             if kind & _LENGTH:
                 length, position = decode_varint(payload, position)
                 stop = position + length
-            if not position <= stop <= end or stream_id & 2:
+            if not position <= stop <= end:
                 return False
             data = payload[position:stop]
             if not self._take_frame(stream_id, offset, data, bool(kind & _FIN)):

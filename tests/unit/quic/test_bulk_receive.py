@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aioquic import tls
+from aioquic.quic.connection import QuicConnectionId
 from aioquic.quic.events import StreamDataReceived
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,7 +185,9 @@ def observed(connection: AioquicConnection) -> dict[str, Any]:
             for i, s in connection._streams.items()
         },
         "close": connection._close_event,
-        "idle": connection._close_at,
+        "idle": (connection._close_at, connection._ack_eliciting_sent_since_receipt),
+        "paths": [(p.addr, p.is_validated) for p in connection._network_paths],
+        "ids": ([c.cid for c in connection._host_cids], connection._peer_cid.cid),
         "spin": (connection._spin_bit, connection._spin_highest_pn),
         "keys": (
             connection.one_rtt_keys.recv.key_phase,
@@ -284,6 +287,90 @@ def test_gaps_at_the_border_of_truncation(number_size: int, beyond: int, base: i
     jump = seal.packet(number, stream_frame(0, 24, bytes(8)), number_size=number_size)
     fast, stock = run_both([*first, jump], 9, False, suite, 1 << 20)
     assert observed(fast) == observed(stock)
+
+
+def test_an_end_that_overtook_the_data() -> None:
+    seal = PeerSeal(SUITES[0])
+    end = seal.packet(1, stream_frame(0, 16, b"", fin=True))
+    data = [seal.packet(2 + n, stream_frame(0, 8 * n, bytes(8))) for n in range(2)]
+    beyond = seal.packet(4, stream_frame(0, 16, bytes(8)))
+    for batch in (1, 9):
+        fast, stock = run_both([end, *data], batch, False, SUITES[0], 1 << 20)
+        assert observed(fast) == observed(stock)
+        assert fast._streams[0].receiver.is_finished
+        fast, stock = run_both([end, data[0], beyond], batch, False, SUITES[0], 1 << 20)
+        assert observed(fast) == observed(stock)
+        assert fast._close_event is not None
+
+
+def test_an_acknowledgement_waits_from_the_first_packet_on() -> None:
+    seal = PeerSeal(SUITES[0])
+    for fast_path in (True, False):
+        connection = steady_connection(is_client=False, suite=SUITES[0], fast_path=fast_path)
+        for n in range(5):
+            packet = seal.packet(n, stream_frame(0, 8 * n, bytes(8)))
+            connection.receive_batch([packet], PEER, 1.0 + n / 1e4)
+        ack_at = connection._spaces[tls.Epoch.ONE_RTT].ack_at
+        assert ack_at == 1.0 + connection._ack_delay
+
+
+def test_a_receipt_lets_the_next_packet_restart_the_idle_timer() -> None:
+    """RFC 9000 section 10.1: the first ack-eliciting packet sent after one was received."""
+    seal = PeerSeal(SUITES[0])
+    for fast_path in (True, False):
+        connection = steady_connection(is_client=True, suite=SUITES[0], fast_path=fast_path)
+        connection.open_stream()
+        connection.receive_batch([seal.packet(0, stream_frame(0, 0, b"x"))], PEER, 1.0)
+        for now, restarts in ((2.0, True), (3.0, False)):
+            before = connection.idle_since
+            connection.send_stream_data(0, b"x")
+            connection.transmit(now, acknowledge=True)
+            assert connection.idle_since == (now if restarts else before)
+        connection.receive_batch([seal.packet(1, stream_frame(0, 1, b"x"))], PEER, 4.0)
+        assert not connection._ack_eliciting_sent_since_receipt
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+def test_data_from_another_address_is_a_change_of_path(is_client: bool) -> None:
+    seal = PeerSeal(SUITES[0])
+    states = []
+    for fast_path in (True, False):
+        connection = steady_connection(
+            is_client=is_client, suite=SUITES[0], fast_path=fast_path, window=1 << 20
+        )
+        connection.open_stream()
+        for n, address in enumerate((PEER, ("198.51.100.9", 9), PEER)):
+            packets = [
+                seal.packet(3 * n + i, stream_frame(0, 24 * n + 8 * i, bytes(8))) for i in range(3)
+            ]
+            connection.receive_batch(packets, address, 1.0 + n)
+        states.append(observed(connection))
+    assert states[0] == states[1]
+    assert len(states[0]["paths"]) == (1 if is_client else 2)
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+def test_data_for_another_of_our_ids(is_client: bool) -> None:
+    """A server that gets some learns that its client moved on purpose; a client learns nothing."""
+    seal = PeerSeal(SUITES[0])
+    states = []
+    for fast_path in (True, False):
+        connection = steady_connection(is_client=is_client, suite=SUITES[0], fast_path=fast_path)
+        connection.open_stream()
+        connection._host_cids.append(
+            QuicConnectionId(cid=b"second--", sequence_number=1, stateless_reset_token=bytes(16))
+        )
+        connection._peer_cid_available.append(
+            QuicConnectionId(cid=b"peer-two", sequence_number=1, stateless_reset_token=bytes(16))
+        )
+        packets = [
+            seal.packet(n, stream_frame(0, 8 * n, bytes(8)), connection_id=which)
+            for n, which in enumerate([OUR_ID, b"second--", b"second--", OUR_ID])
+        ]
+        connection.receive_batch(packets, PEER, 1.0)
+        states.append(observed(connection))
+    assert states[0] == states[1]
+    assert states[0]["streams"][0][1] == 32
 
 
 @pytest.mark.parametrize("fast_path", [True, False])

@@ -339,3 +339,13 @@ def test_the_setting_turns_it_off() -> None:
     connection.transmit(1.0, acknowledge=True)
     assert connection.counters.sent_stock > 0
     assert connection.counters.sent_fast == 0
+
+
+def test_an_end_goes_with_the_last_bytes_and_once() -> None:
+    connection: Any = steady_connection(is_client=True, suite=SUITES[0], fast_path=True)
+    connection._loss._cc.congestion_window = 1 << 30
+    connection.send_stream_data(connection.open_stream(), bytes(20_000), end_stream=True)
+    assert connection.transmit(1.0, acknowledge=True)
+    assert connection.transmit(1.0, acknowledge=True) == []
+    sent = connection._spaces[tls.Epoch.ONE_RTT].sent_packets.values()
+    assert [packet.fin for packet in sent if isinstance(packet, BulkPacket)][-2:] == [False, True]
