@@ -18,6 +18,15 @@ def split_batches(datagrams: Sequence[bytes]) -> list[Sequence[bytes]]:
 
     All datagrams of a run have the length of its first; only the last may be shorter.
     """
+    sizes = list(map(len, datagrams))
+    size = sizes[0] if sizes else 0
+    if size and sizes.count(size) + (sizes[-1] < size) == len(sizes):  # bulk data, mostly
+        count = min(MAX_BATCH_SEGMENTS, max(1, MAX_BATCH_BYTES // size))
+        return [datagrams[start : start + count] for start in range(0, len(sizes), count)]
+    return _split_any(datagrams)
+
+
+def _split_any(datagrams: Sequence[bytes]) -> list[Sequence[bytes]]:
     batches: list[Sequence[bytes]] = []
     start = 0
     size = total = 0

@@ -7,8 +7,16 @@ from hypothesis import strategies as st
 
 from dep2p_daemon.udp.batches import MAX_BATCH_BYTES, MAX_BATCH_SEGMENTS, split_batches
 
+SIZES = st.sampled_from([1, 30, 1200, 1400, 9000, 65_000])
+BULK = st.builds(
+    lambda size, count, tail: [size] * count + tail,
+    SIZES,
+    st.integers(1, 200),
+    st.lists(SIZES, max_size=1),
+)
 
-@given(st.lists(st.sampled_from([1, 30, 1200, 1400, 9000, 65_000]), max_size=200))
+
+@given(st.lists(SIZES, max_size=200) | BULK)
 def test_batches_are_sendable_and_complete(sizes: list[int]) -> None:
     datagrams = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
     batches = split_batches(datagrams)
