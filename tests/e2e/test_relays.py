@@ -134,24 +134,23 @@ async def test_one_of_two_relays_is_killed_in_a_transfer_and_in_idle_and_comes_b
         assert set((await states(listener)).values()) == {"reserved"}
 
 
-@pytest.mark.parametrize("form", ["multiaddr", "host:port"])
-async def test_a_node_that_starts_a_minute_before_its_relay_has_its_reservation_within_5_s(
-    form: str,
-) -> None:
+async def test_nodes_that_start_a_minute_before_their_relay_reserve_within_5_s() -> None:
     async with daemons() as start:
         late = await relay(start, "late")
         port = port_of(late.address())
         await late.stop()
-        flag = late.address() if form == "multiaddr" else f"127.0.0.1:{port}"
-        node = await quiet(start, "node", f"--relay={flag}")
-        assert (await node.ctl("wait", "ready", "--timeout=5s")).code == 0
+        flags = {"multiaddr": late.address(), "host-and-port": f"127.0.0.1:{port}"}
+        nodes = [await quiet(start, form, f"--relay={flag}") for form, flag in flags.items()]
+        for node in nodes:
+            assert (await node.ctl("wait", "ready", "--timeout=5s")).code == 0
         await asyncio.sleep(60)
-        (listed,) = (await node.ctl_json("relay", "list"))["relays"]
-        assert listed["state"] in ("connecting", "backoff")
-        assert listed["source"] == "configured"
-        assert listed["last_error"] or listed["state"] == "connecting"
+        for node in nodes:
+            (listed,) = (await node.ctl_json("relay", "list"))["relays"]
+            assert listed["state"] in ("connecting", "backoff")
+            assert listed["source"] == "configured"
+            assert listed["last_error"] or listed["state"] == "connecting"
         await late.start()
-        await until(node, late.peer_id, "reserved", within=5)
+        await asyncio.gather(*(until(n, late.peer_id, "reserved", within=5) for n in nodes))
 
 
 async def test_a_relay_by_host_and_port_is_the_one_that_answered_first() -> None:
