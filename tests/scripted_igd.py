@@ -39,6 +39,7 @@ class ScriptedIgd:
     host: str = "192.168.1.1"
     http_port: int = HTTP_PORT
     external: str = "203.0.113.7"
+    online: bool = True
     version: int = 1
     service: str = "WANIPConnection"
     silent: bool = False
@@ -122,7 +123,7 @@ class ScriptedIgd:
 
     def _act(self, action: str, given: dict[str, str], source: str) -> dict[str, str] | int:
         if action == "GetExternalIPAddress":
-            return {"NewExternalIPAddress": self.external}
+            return {"NewExternalIPAddress": self.external} if self.online else 501
         key = (given["NewProtocol"], int(given["NewExternalPort"]))
         if action == "DeletePortMapping":
             return {} if self.mappings.pop(key, None) is not None else 714

@@ -33,7 +33,7 @@ packet may have in the laboratory."""
 
 CONFIGURATION: Final = """\
 ext_ifname=wan
-ext_ip={external}
+{external}
 listening_ip=lan
 http_port=0
 ipv6_disable=yes
@@ -60,13 +60,27 @@ class RealGateway:
         self._process: subprocess.Popen[Any] | None = None
         self.external = lab.public_address(host)
 
-    async def start(self, *, pcp: bool = True, upnp: bool = True) -> None:
-        """Run it, and wait until it listens. `pcp` is NAT-PMP too: there is one switch for both."""
+    async def start(
+        self, *, pcp: bool = True, upnp: bool = True, private: str | None = None
+    ) -> None:
+        """Run it, and wait until it listens.
+
+        `pcp` is NAT-PMP too: there is one switch for both. `private` is an outer address that is
+        no public one: it says no to everything then.
+        """
         self._nft(TABLES)
+        if private is not None:
+            added = self._lab.run(self._box, ["ip", "address", "add", private, "dev", "wan"])
+            assert added.returncode == 0
         configuration = self._directory / "miniupnpd.conf"
         words = {True: "yes", False: "no"}
         configuration.write_text(
-            CONFIGURATION.format(external=self.external, pcp=words[pcp], upnp=words[upnp])
+            CONFIGURATION.format(
+                # Of a private address it wants to see that it is the interface's own.
+                external=f"ext_ip={self.external}" if private is None else "",
+                pcp=words[pcp],
+                upnp=words[upnp],
+            )
         )
         program = [require_miniupnpd(), "-d", "-f", str(configuration)]
         # To a file: it says a lot, and would wait for whoever does not read a pipe.

@@ -142,6 +142,19 @@ async def test_a_router_that_maps_nothing_is_told() -> None:
         assert "IPv4: the gateway 192.168.1.1 does not answer to pcp, nat-pmp, upnp\n" in text
 
 
+@pytest.mark.parametrize("protocol", ["pcp", "upnp"])
+async def test_a_router_behind_another_nat_maps_nothing_and_says_so(protocol: str) -> None:
+    async with laboratory("cgnat", None) as net, real_gateway(net.lab) as real:
+        await real.start(pcp=protocol == "pcp", private="100.64.1.10/32")
+        await net.start("alice")
+        async with asyncio.timeout(SECONDS):
+            while (report := await net.alice.ctl_json("netcheck"))["port_mapping"] == "":
+                pass
+        assert report["port_mapping"] == "none"
+        assert report["gateways"][0]["error"] == "NETWORK_FAILURE"
+        assert "offline, or behind another NAT" in report["gateways"][0]["message"]
+
+
 async def test_relayed_becomes_direct_where_no_hole_can_be_punched() -> None:
     """And AutoNAT servers confirm that the port which the router maps is open to all."""
     async with laboratory("port-restricted", "symmetric", carol=True) as net, gateway(net, "upnp"):

@@ -155,6 +155,20 @@ async def test_a_gateway_that_knows_neither_protocol_nor_silence() -> None:
         await it.keeper.remove_all()
 
 
+@pytest.mark.parametrize(("pcp", "result"), [(True, 7), (False, 3)], ids=["PCP", "NAT-PMP"])
+def test_a_gateway_without_a_public_address_says_so(pcp: bool, result: int) -> None:
+    @virtual_time
+    async def run() -> None:
+        made = router()
+        made.pcp, made.result = pcp, result
+        async with kept(made) as it:
+            with pytest.raises(UnreachableError, match="behind another NAT") as caught:
+                await it.running
+            assert caught.value.reason == "NETWORK_FAILURE"
+
+    run()
+
+
 @virtual_time
 async def test_silence_later_is_answered_by_asking_ever_sooner_until_the_mappings_expire() -> None:
     made = router()

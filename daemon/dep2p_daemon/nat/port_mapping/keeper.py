@@ -18,13 +18,21 @@ import structlog
 from dep2p_daemon.errors import ProtocolNotSupportedError, UnreachableError
 from dep2p_daemon.nat.port_mapping.clients import CLIENTS, Client, ClientKind
 from dep2p_daemon.nat.port_mapping.status import GatewayStatus, PortMapping
-from dep2p_daemon.nat.port_mapping.terms import SILENT, Endpoint, Granted, Port, Refused
+from dep2p_daemon.nat.port_mapping.terms import (
+    NO_OUTER_ADDRESS,
+    SILENT,
+    Endpoint,
+    Granted,
+    Port,
+    Refused,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dep2p_daemon.nat.port_mapping.channel import Channel
     from dep2p_daemon.nat.port_mapping.gateway import Gateway
+    from dep2p_daemon.nat.port_mapping.terms import Protocol
 
 _log = structlog.get_logger(__name__)
 
@@ -177,7 +185,8 @@ class GatewayKeeper:
 
     async def _choose(self) -> Client:
         """Find the protocol that maps our first port."""
-        last_error: UnreachableError | ProtocolNotSupportedError | None = None
+        refusal: UnreachableError | None = None
+        error: UnreachableError | ProtocolNotSupportedError | None = None
         port = next(iter(self._leases))
         for kind in self.clients:
             if self.gateway.address.version not in kind.versions:
@@ -185,33 +194,40 @@ class GatewayKeeper:
             client = kind.make(self.channel, self.gateway, self._now, self.random)
             try:
                 answer = await client.map(port, self.settings.lifetime, None)
-            except (UnreachableError, ProtocolNotSupportedError) as error:
-                _log.debug("no port mapping", protocol=kind.protocol.value, error=error.message)
-                if last_error is None or last_error.reason == SILENT:
-                    last_error = error
+            except (UnreachableError, ProtocolNotSupportedError) as failure:
+                _log.debug("no port mapping", protocol=kind.protocol.value, error=failure.message)
+                if error is None or error.reason == SILENT:
+                    error = failure
                 continue
             if isinstance(answer, Granted):
                 self.client = client
                 self._take(port, answer)
                 return client
             self.retry_after = max(self.retry_after, answer.retry_after)
-            last_error = UnreachableError(
-                f"the gateway {self.gateway.address} refuses to map ports "
-                f"({kind.protocol.value}: {answer.reason})",
-                reason=answer.reason,
-                remedy=_REMEDY,
-                gateway=self.gateway.address,
-            )
-        assert last_error is not None
-        if last_error.reason == SILENT:
-            names = ", ".join(kind.protocol.word for kind in self.clients)
-            raise UnreachableError(
-                f"the gateway {self.gateway.address} does not answer to {names}",
-                reason=SILENT,
-                remedy=_REMEDY,
-                gateway=self.gateway.address,
-            )
-        raise last_error
+            if refusal is None or answer.reason == NO_OUTER_ADDRESS:  # that tells the most
+                refusal = self._refusal(kind.protocol, answer)
+        if refusal is not None:
+            raise refusal
+        if error is not None and error.reason != SILENT:
+            raise error
+        names = ", ".join(kind.protocol.word for kind in self.clients)
+        raise UnreachableError(
+            f"the gateway {self.gateway.address} does not answer to {names}",
+            reason=SILENT,
+            remedy=_REMEDY,
+            gateway=self.gateway.address,
+        )
+
+    def _refusal(self, protocol: Protocol, answer: Refused) -> UnreachableError:
+        why = f"{protocol.word}: {answer.reason}"
+        if answer.reason == NO_OUTER_ADDRESS:
+            why += "; it is offline, or behind another NAT"
+        return UnreachableError(
+            f"the gateway {self.gateway.address} refuses to map ports ({why})",
+            reason=answer.reason,
+            remedy=_REMEDY,
+            gateway=self.gateway.address,
+        )
 
     async def _renew(self, client: Client, port: Port) -> None:
         lease = self._leases[port]

@@ -13,6 +13,8 @@ IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 SILENT: Final = "GATEWAY_SILENT"
 """The reason of an error: no answer."""
+NO_OUTER_ADDRESS: Final = "NETWORK_FAILURE"
+"""The reason of a refusal, PCP's and NAT-PMP's name: the gateway has no address that is of use."""
 MAX_RETRY: Final = 1800.0
 """Seconds: PCP's long one. Whatever a gateway says, we ask again after this."""
 MIN_LIFETIME: Final = 8

@@ -15,6 +15,7 @@ from dep2p_daemon.errors import Dep2pError, ProtocolViolationError, UnreachableE
 from dep2p_daemon.nat.port_mapping import igd, ssdp
 from dep2p_daemon.nat.port_mapping.lan import GatewayLan, Lan
 from dep2p_daemon.nat.port_mapping.terms import (
+    NO_OUTER_ADDRESS,
     SILENT,
     Endpoint,
     Granted,
@@ -40,7 +41,7 @@ MAX_DESCRIPTIONS: Final = 2
 OTHER_PORTS: Final = 3
 """Outer ports that are tried when the one we want is another host's."""
 _DYNAMIC_PORTS: Final = (49152, 65535)
-RETRY: Final = 30.0
+RETRY: Final = 120.0
 """Seconds after a refusal that may pass by itself: a router that starts has no address yet."""
 LONG_RETRY: Final = 600.0
 """Seconds after any other; UPnP does not tell."""
@@ -130,8 +131,9 @@ class UpnpClient:
     async def _ask_address(self) -> IPAddress | Refused:
         answer = await self._ask("GetExternalIPAddress", {})
         if isinstance(answer, igd.Fault):
-            return Refused(answer.name, RETRY)
-        return _address(answer) or Refused("EXTERNAL_ADDRESS_INVALID", RETRY)
+            failed = answer.code == igd.ACTION_FAILED
+            return Refused(NO_OUTER_ADDRESS if failed else answer.name, RETRY)
+        return _address(answer) or Refused(NO_OUTER_ADDRESS, RETRY)
 
     def _wanted(self, port: Port, last: Endpoint | None) -> Iterator[int]:
         yield port.number if last is None else last.port
