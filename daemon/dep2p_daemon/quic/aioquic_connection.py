@@ -246,6 +246,7 @@ class AioquicConnection(StockConnection):
             if space.ack_at is not None and space.ack_at > now:
                 space.ack_at = now
         self._burst_pacer.begin_pass()
+        self._recovery.control.begin_pass(now)
         if self._mtu.is_black_hole:
             self._begin_search()
         if self._handshake_confirmed:

@@ -37,8 +37,6 @@ IDLE_SECONDS: Final = 1.0
 """Of silence after which nothing is known of the path any more (RFC 6298's least timeout, after
 which RFC 5681 section 4.1 begins anew), but never less than `IDLE_ROUND_TRIPS`."""
 IDLE_ROUND_TRIPS: Final = 4
-SLOW_START_BETA: Final = 0.5
-"""What a loss leaves of slow start's window, which has doubled since the packet was sent."""
 
 
 def initial_window(max_datagram_size: int) -> int:
@@ -55,6 +53,9 @@ class RunCongestionControl(QuicCongestionControl):
     def set_max_datagram_size(self, size: int) -> None:
         """Use packets of another size from now on."""
         raise NotImplementedError
+
+    def begin_pass(self, now: float) -> None:
+        """Something may be sent now: the last chance to think about the window."""
 
     def on_run_acked(self, *, now: float, size: int, sent_time: float) -> None:
         """Packets of `size` bytes together are acknowledged, the last one sent at `sent_time`."""
@@ -77,6 +78,8 @@ class CubicControl(RunCongestionControl):
         self._active_at = math.inf
         """When something was last sent or acknowledged."""
         self._judged_at = -math.inf
+        self._in_flight = 0
+        """Bytes, when the last acknowledgement came."""
         self._is_used = True
         self._cubic = CubicCurve()
         self._restart()
@@ -97,12 +100,15 @@ class CubicControl(RunCongestionControl):
         self._restart()
 
     @override
-    def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
-        now = packet.sent_time or 0.0
+    def begin_pass(self, now: float) -> None:
         silence = now - self._active_at
         if not self.bytes_in_flight and silence > max(IDLE_SECONDS, IDLE_ROUND_TRIPS * self._rtt):
             self._restart()
-        self._active_at = now
+            self._active_at = now
+
+    @override
+    def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
+        self._active_at = packet.sent_time or 0.0
         self.bytes_in_flight += packet.sent_bytes
 
     @override
@@ -138,8 +144,8 @@ class CubicControl(RunCongestionControl):
         if now - rtt < self._recovery_began and not self._rtt:
             return  # of the path before
         self._rtt = rtt
-        if self.ssthresh is None:
-            self._hystart.on_rtt(rtt)
+        if self.ssthresh is None and self._hystart.on_rtt(rtt):
+            self._settle()
 
     @override
     def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
@@ -155,11 +161,11 @@ class CubicControl(RunCongestionControl):
             return
         self._recovery_began = now
         self.congestion_events += 1
+        if self.ssthresh is None:
+            self._settle()
         window = self.congestion_window
-        has_doubled = self.ssthresh is None and self._hystart.phase is Phase.SLOW_START
-        beta = SLOW_START_BETA if has_doubled else BETA
         self._cubic.on_congestion(window)
-        self.congestion_window = self.ssthresh = max(int(window * beta), self._least)
+        self.congestion_window = self.ssthresh = max(int(window * BETA), self._least)
 
     @override
     def on_persistent_congestion(self) -> None:
@@ -174,6 +180,7 @@ class CubicControl(RunCongestionControl):
     def _judge(self, now: float) -> None:
         """Say whether the window is what limits the sender; if not, it does not grow."""
         in_flight, window = self.bytes_in_flight, self.congestion_window
+        self._in_flight = in_flight
         # Half of it in slow start, which doubles it; pacing leaves up to a fifth free afterwards.
         self._is_used = (
             in_flight * 2 >= window if self.in_slow_start else in_flight * 4 >= window * 3
@@ -181,6 +188,10 @@ class CubicControl(RunCongestionControl):
         if not self._is_used:
             self._cubic.pause(now - self._judged_at)
         self._judged_at = now
+
+    def _settle(self) -> None:
+        """Take what was sent for the window: slow start is ahead of it, as pacing holds it back."""
+        self.congestion_window = min(self.congestion_window, max(self._in_flight, self._least))
 
     def _restart(self) -> None:
         """Forget all that was learnt of the path."""

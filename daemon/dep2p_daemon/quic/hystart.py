@@ -80,18 +80,21 @@ class HyStart:
             if self._rounds > CONSERVATIVE_ROUNDS:
                 self.phase = Phase.OVER
 
-    def on_rtt(self, rtt: float) -> None:
-        """A round trip was measured."""
+    def on_rtt(self, rtt: float) -> bool:
+        """A round trip was measured; returns whether it begins the conservative phase."""
         self._this, self._group = min(self._this, rtt), min(self._group, rtt)
         self._samples += 1
-        if self._samples == SAMPLES:
-            self._judge(self._group)
-            self._group, self._samples = math.inf, 0
+        if self._samples < SAMPLES:
+            return False
+        shortest, self._group, self._samples = self._group, math.inf, 0
+        return self._judge(shortest)
 
-    def _judge(self, shortest: float) -> None:
+    def _judge(self, shortest: float) -> bool:
         if self.phase is Phase.SLOW_START:
             threshold = min(max(self._before / THRESHOLD_DIVISOR, MIN_THRESHOLD), MAX_THRESHOLD)
             if shortest >= self._before + threshold:
                 self.phase, self._baseline, self._rounds = Phase.CONSERVATIVE, shortest, 0
+                return True
         elif self.phase is Phase.CONSERVATIVE and shortest < self._baseline:
             self.phase = Phase.SLOW_START
+        return False

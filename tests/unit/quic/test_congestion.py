@@ -36,6 +36,7 @@ class Flow:
         """Send a window, or so many packets; the first ones are lost, the others acknowledged."""
         count = self.window // SIZE if packets is None else packets
         flight = [packet(self.now) for _ in range(count)]
+        self.control.begin_pass(self.now)
         for sent in flight:
             self.control.on_packet_sent(packet=sent)
         self.now += rtt
@@ -160,7 +161,7 @@ def test_silence_with_packets_in_flight_is_not_idle(flow: Flow) -> None:
         flow.trip()
     before = flow.window
     flow.control.on_packet_sent(packet=packet(flow.now))
-    flow.control.on_packet_sent(packet=packet(flow.now + 5))
+    flow.control.begin_pass(flow.now + 5)
     assert flow.window == before
 
 
@@ -189,6 +190,14 @@ def test_slow_start_ends_before_losses_where_the_round_trip_grows(flow: Flow) ->
         flow.trip(rtt=RTT + 0.008 * more)
     assert not flow.control.in_slow_start
     assert flow.window < 16 * 12_000 * 5
+
+
+def test_slow_start_ends_at_what_was_sent_and_not_at_what_pacing_held_back(flow: Flow) -> None:
+    for _ in range(4):
+        flow.trip()
+    sent = flow.window * 3 // 4 // SIZE
+    flow.trip(sent, lost=1)
+    assert flow.window == pytest.approx(sent * SIZE * BETA, rel=0.01)
 
 
 def test_it_is_what_connections_use() -> None:
