@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from dep2p_daemon.quic.bulk_send import LONG_NUMBERS_AFTER, MAX_OUTSTANDING
 from dep2p_daemon.quic.congestion import CubicControl
-from dep2p_daemon.quic.one_rtt_keys import MAX_SEALED, UPDATE_AFTER
+from dep2p_daemon.quic.one_rtt_keys import MAX_SEALED, UPDATE_AFTER, header_masks
 from dep2p_daemon.quic.pacer import PASS_PACKETS
 from dep2p_daemon.quic.recovery import BulkPacket
 from dep2p_daemon.quic.send_pass import has_control_frames
@@ -349,3 +349,65 @@ def test_an_end_goes_with_the_last_bytes_and_once() -> None:
     assert connection.transmit(1.0, acknowledge=True) == []
     sent = connection._spaces[tls.Epoch.ONE_RTT].sent_packets.values()
     assert [packet.fin for packet in sent if isinstance(packet, BulkPacket)][-2:] == [False, True]
+
+
+@pytest.mark.parametrize("window", [12_000, 50_000, 200_000])
+def test_no_more_than_the_window_is_in_flight(window: int) -> None:
+    connection = bulk_connection()
+    connection._loss._cc.congestion_window = window
+    for _ in range(10):
+        connection.transmit(1.0, acknowledge=True)
+    assert window - 100 <= connection._loss.bytes_in_flight <= window
+
+
+def test_what_is_sent_is_in_the_books_as_ever() -> None:
+    books = []
+    for fast_path in (True, False):
+        connection: Any = steady_connection(is_client=True, suite=SUITES[0], fast_path=fast_path)
+        connection._spin_bit = True
+        connection.send_stream_data(connection.open_stream(), bytes(9_000))
+        datagrams = connection.transmit(1.0, acknowledge=True)
+        path = connection._network_paths[0]
+        assert (
+            path.bytes_sent == connection._loss.bytes_in_flight == sum(len(d) for d, _ in datagrams)
+        )
+        mask = _first_byte_mask(connection, datagrams[0][0])
+        books.append((connection.get_timer(), connection._close_at, mask ^ datagrams[0][0][0]))
+    assert books[0] == books[1]
+
+
+def _first_byte_mask(connection: Any, datagram: bytes) -> int:
+    """What hides the five lowest bits of a first byte."""
+    at = 1 + len(connection._peer_cid.cid) + 4
+    masks, _ = header_masks(connection.one_rtt_keys.send.hp, [datagram[at : at + 16]])
+    return masks[0] & 0x1F
+
+
+@pytest.mark.parametrize("chacha", [False, True], ids=["AES", "ChaCha20"])
+async def test_keys_are_updated_in_mid_transfer(
+    wire: Any, make_node: MakeNode, chacha: bool
+) -> None:
+    ours, theirs = established(wire, make_node, QuicSettings(prefer_chacha=chacha))
+    stream = await ours.open_stream()
+    await stream.write(b"x")
+    wire.advance(0.1)
+    sink = bytearray()
+    reading = asyncio.create_task(copy_all(await theirs.accept_stream(), sink))
+    for turn in range(60):
+        if turn in (10, 40):
+            ours._session.quic.request_key_update()
+        if turn == 25:
+            theirs._session.quic.request_key_update()
+        await stream.write(bytes(64 * KIB))
+        await asyncio.sleep(0)
+        wire.advance(0.01)
+    await stream.close_write()
+    wire.advance(1)
+    await reading
+    assert len(sink) == 1 + 60 * 64 * KIB
+    for connection in (ours, theirs):
+        keys = connection._session.quic.one_rtt_keys
+        assert (keys.send.key_phase, keys.recv.key_phase, keys.forged) == (1, 1, 0)
+    sent = counters(ours)
+    assert sent.sent_fast > sent.sent_stock
+    assert ours._session.quic._recovery._pto_count == 0
