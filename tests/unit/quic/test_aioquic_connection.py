@@ -316,7 +316,9 @@ async def test_one_pass_is_bounded_and_the_rest_follows(wire: Any, make_node: Ma
 async def test_handshake_buffers_are_freed(wire: Any, make_node: MakeNode) -> None:
     server, client = make_node().listen(), make_node()
     for connection in connect(wire, client, server):
-        assert connection._session.quic._crypto_buffers == {}
+        quic = connection._session.quic
+        assert quic._crypto_buffers == {}
+        assert [space.is_application_data for space in quic._loss.spaces] == [True]
 
 
 async def test_tickets_of_other_stacks_are_harmless(wire: Any, make_node: MakeNode) -> None:

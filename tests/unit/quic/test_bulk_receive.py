@@ -410,6 +410,21 @@ def test_old_packets_after_an_update_of_ours_are_opened() -> None:
         assert connection.one_rtt_keys.previous is None
 
 
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_two_updates_of_the_peer_in_a_row(fast_path: bool) -> None:
+    """The second one comes back to the first phase's bit, whose keys are still kept."""
+    connection = steady_connection(is_client=False, suite=SUITES[0], fast_path=fast_path)
+    seal = PeerSeal(SUITES[0])
+    for number in range(9):
+        if number in (3, 6):
+            seal.update_keys()
+        packet = seal.packet(number, stream_frame(0, 8 * number, bytes(8)))
+        connection.receive_batch([packet], PEER, 1.0)
+    assert connection.one_rtt_keys.previous is not None
+    assert connection._streams[0].receiver._buffer_start == 72
+    assert connection.one_rtt_keys.forged == 0
+
+
 @given(st.integers(0, (1 << 62) - 1), st.binary(max_size=3))
 def test_variable_length_integers(value: int, before: bytes) -> None:
     encoded = encode_varint(value)
