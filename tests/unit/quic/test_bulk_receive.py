@@ -298,9 +298,10 @@ def test_an_end_that_overtook_the_data() -> None:
         fast, stock = run_both([end, *data], batch, False, SUITES[0], 1 << 20)
         assert observed(fast) == observed(stock)
         assert fast._streams[0].receiver.is_finished
-        fast, stock = run_both([end, data[0], beyond], batch, False, SUITES[0], 1 << 20)
-        assert observed(fast) == observed(stock)
-        assert fast._close_event is not None
+        for early in ([end, data[0]], [*data, end]):
+            fast, stock = run_both([*early, beyond], batch, False, SUITES[0], 1 << 20)
+            assert observed(fast) == observed(stock)
+            assert fast._close_event is not None
 
 
 def test_an_acknowledgement_waits_from_the_first_packet_on() -> None:
