@@ -245,6 +245,8 @@ async def test_a_port_that_is_listened_on_later_is_mapped_too() -> None:
         assert set(it.router.mappings) == KEYS
         it.keeper.set_ports((TCP,))
         assert [one.port for one in it.keeper.mappings] == [TCP]
+        await it.until(7)
+        assert set(it.router.mappings) == {(INSIDE, TCP_NUMBER, 4001)}
 
 
 @virtual_time

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
@@ -77,6 +79,17 @@ async def test_upnp_is_not_asked_where_another_protocol_works() -> None:
         await it.until(1000)
         assert it.keeper.status.protocol is Protocol.PCP
         assert igd.searches == igd.requests == []
+
+
+def test_a_daemon_that_needs_no_upnp_does_not_load_it() -> None:
+    program = (
+        "import sys, dep2p_daemon.daemon; "
+        "print([one for one in sys.modules if one.endswith(('.upnp', '.igd', 'pyexpat'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("permanent", [False, True])

@@ -91,6 +91,8 @@ class GatewayKeeper:
     retry_after: float = 0.0
     """Seconds in which to not ask the gateway again, if it refused; 0: it did not say."""
     _leases: dict[Port, _Lease] = field(default_factory=dict)
+    _dropped: set[Port] = field(default_factory=set)
+    """Not wanted any more, and to be unmapped."""
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -120,12 +122,14 @@ class GatewayKeeper:
         """Say which ports are to be mapped; those left out are unmapped. Never blocks."""
         wanted = dict.fromkeys(ports)
         for port in wanted:
+            self._dropped.discard(port)
             if port not in self._leases:
                 self._leases[port] = _Lease(due=self._now())
                 self._wake.set()
         for port in [port for port in self._leases if port not in wanted]:
-            # It is ended by its life: whoever listens on it no more has nothing to lose.
             del self._leases[port]
+            self._dropped.add(port)
+            self._wake.set()
             self.on_change()
 
     def renew_all(self) -> None:
@@ -150,6 +154,8 @@ class GatewayKeeper:
         while True:
             self._wake.clear()
             self._expire()
+            while self._dropped:
+                await self._end(client, self._dropped.pop())
             for port in [p for p, lease in self._leases.items() if lease.due <= self._now()]:
                 await self._renew(client, port)
             if self._now() >= look_at:
@@ -281,6 +287,13 @@ class GatewayKeeper:
                 lifetime=granted.lifetime,
             )
         self.on_change()
+
+    async def _end(self, client: Client, port: Port) -> None:
+        """End a mapping that is not wanted any more: not all of them end by themselves."""
+        try:
+            await client.unmap(port)
+        except UnreachableError as error:
+            _log.debug("a mapping was not ended", port=port.number, error=error.message)
 
     async def _look(self, client: Client) -> None:
         try:
