@@ -1,4 +1,4 @@
-"""Congestion control on a simulated line: ours against aioquic's cubic, everything else alike.
+"""Congestion control on a simulated line: ours, aioquic's cubic, a sketch of BBR.
 
 Run `python -m bench.congestion [--seconds 10] [--seeds 3]`. Virtual time: only the processor
 decides how long it takes. Datagrams are 1400 bytes, on 1 Gbit/s 8900.
@@ -18,6 +18,7 @@ from aioquic.quic.congestion.cubic import CubicCongestionControl
 from tests.simulated_link import Reader, SimulatedLink, push, simulate
 from typing_extensions import override
 
+from bench.bbr import BBR, pace
 from dep2p_daemon.quic.congestion import ALGORITHM, RunCongestionControl
 from dep2p_daemon.quic.recovery import BulkPacket
 from dep2p_daemon.quic.settings import QuicSettings
@@ -105,6 +106,8 @@ async def transfer(cell: Cell, algorithm: str, seconds: float, seed: int) -> Out
     )
     with mock.patch("dep2p_daemon.quic.context.ALGORITHM", algorithm):
         async with link:
+            if algorithm == BBR:
+                pace(link.recovery)
             ours, theirs = await link.stream()
             reader = Reader(theirs)
             tasks = [asyncio.create_task(push(ours)), asyncio.create_task(reader.run())]
@@ -141,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--algorithms", nargs="+", default=[ALGORITHM, STOCK])
+    parser.add_argument("--algorithms", nargs="+", default=[ALGORITHM, STOCK, BBR])
     parser.add_argument("--only", default="", help="part of a cell's name")
     options = parser.parse_args()
     print("| line | " + " | ".join(f"{name}: Mbit/s, late, dropped" for name in options.algorithms))

@@ -201,17 +201,22 @@ class SimulatedLink:
         self.listener = End("192.0.2.2", listener or settings, 2, self.back)
 
     async def __aenter__(self) -> SimulatedLink:
-        loop = asyncio.get_running_loop()
-        accepted: asyncio.Future[QuicConnection] = loop.create_future()
-        dialled: asyncio.Future[QuicConnection] = loop.create_future()
+        accepted: asyncio.Queue[QuicConnection] = asyncio.Queue()
 
         def accept(connection: QuicConnection) -> bool:
-            accepted.set_result(connection)
+            accepted.put_nowait(connection)
             return True
 
         self.forward.deliver = self.listener.taker(self.dialler.address)
         self.back.deliver = self.dialler.taker(self.listener.address)
         self.listener.driver.endpoint.on_accepted = accept
+        self._accepted = accepted
+        self.ours, self.theirs = await self.connect()
+        return self
+
+    async def connect(self) -> tuple[QuicConnection, QuicConnection]:
+        """Make one more connection; the dialler's end and the listener's."""
+        dialled = asyncio.get_running_loop().create_future()
         self.dialler.driver.endpoint.connect(
             self.listener.address,
             self.listener.key.peer_id,
@@ -219,8 +224,7 @@ class SimulatedLink:
             on_failed=dialled.set_exception,
         )
         self.dialler.driver.flush()
-        self.ours, self.theirs = await dialled, await accepted
-        return self
+        return await dialled, await self._accepted.get()
 
     async def __aexit__(self, *_: object) -> None:
         for end in (self.dialler, self.listener):
