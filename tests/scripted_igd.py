@@ -50,6 +50,7 @@ class ScriptedIgd:
     lease_error: int = 725
     same_ports: bool = False
     knows_entries: bool = True
+    tells_names: bool = False
     chunked: bool = False
     fault: int = 0
     """Refuse every mapping with that."""
@@ -129,7 +130,9 @@ class ScriptedIgd:
             return {} if self.mappings.pop(key, None) is not None else 714
         if action == "GetSpecificPortMappingEntry" and self.knows_entries:
             entry = self.mappings.get(key)
-            return 714 if entry is None else {"NewInternalClient": entry.client}
+            if entry is None:
+                return 714
+            return {"NewInternalClient": "laptop" if self.tells_names else entry.client}
         if action == "AddPortMapping" or (action == "AddAnyPortMapping" and self.version == 2):
             return self._add(action, key, given, source)
         return 401

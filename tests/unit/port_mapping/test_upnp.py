@@ -147,11 +147,15 @@ async def test_a_mapping_that_another_host_took_over_is_made_anew_elsewhere() ->
         assert it.lan.igd.mappings[("UDP", 4001)] == OTHERS
 
 
-@virtual_time
-async def test_a_gateway_that_cannot_tell_its_mappings_is_left_alone() -> None:
-    async with upnp(ScriptedIgd(knows_entries=False)) as it:
-        await it.until(FOUND + 600)
-        assert it.lan.igd.actions.count("AddPortMapping") == 2
+@pytest.mark.parametrize("moods", [{"knows_entries": False}, {"tells_names": True}], ids=str)
+def test_a_gateway_that_cannot_tell_its_mappings_is_left_alone(moods: dict[str, Any]) -> None:
+    @virtual_time
+    async def run() -> None:
+        async with upnp(ScriptedIgd(**moods)) as it:
+            await it.until(FOUND + 600)
+            assert it.lan.igd.actions.count("AddPortMapping") == 2
+
+    run()
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -121,7 +121,7 @@ class UpnpClient:
                 # Any other refusal tells nothing: not all routers know the action well.
                 lost = answer.code == igd.NO_SUCH_ENTRY
             else:
-                lost = answer.get("NewInternalClient") != str(self._gateway.local)
+                lost = _is_other(answer.get("NewInternalClient", ""), self._gateway.local)
             if lost or (not isinstance(address, Refused) and address != external.ip):
                 self.restarted = True
                 return
@@ -269,6 +269,14 @@ def _address(answer: Mapping[str, str]) -> IPAddress | None:
     except ValueError:
         return None
     return None if address.is_unspecified else address
+
+
+def _is_other(text: str, address: IPAddress) -> bool:
+    """Whether that is another host; some routers tell names, which say nothing."""
+    try:
+        return ipaddress.ip_address(text) != address
+    except ValueError:
+        return False
 
 
 def _port(text: str) -> int:
