@@ -34,6 +34,8 @@ of two bytes, which tell 2^15 apart."""
 
 MAX_STOCK_DATAGRAM: Final = 16_000
 """Largest datagram that aioquic may build: it writes the length of a STREAM frame in two bytes."""
+SMALLEST: Final = 200
+"""Bytes of a packet that is not full but fills the congestion window."""
 
 _TAG_SIZE: Final = 16
 _FIXED_BIT: Final = 0x40
@@ -56,13 +58,16 @@ def send_bulk(connection: AioquicConnection, now: float) -> tuple[list[bytes], b
     outstanding = connection._packet_number - space.largest_acked_packet
     room = loss.congestion_window - loss.bytes_in_flight
     size = connection.max_datagram_size
-    count = min(pacer.allowance(now), room // size, MAX_OUTSTANDING - outstanding)
+    count = min(pacer.allowance(now), MAX_OUTSTANDING - outstanding)
+    if SMALLEST <= room < size <= MAX_STOCK_DATAGRAM and _is_larger(waiting, room):
+        size = room  # one packet that fills the window, which is small where much is lost
+    count = min(count, room // size)
     if count <= 0:
         # Something small may still go, but nothing that aioquic would cut to pieces to fill the
         # window, and nothing where numbers become ambiguous.
         is_cut = size > MAX_STOCK_DATAGRAM and loss.bytes_in_flight and _is_larger(waiting, room)
         return [], bool(is_cut) or outstanding >= MAX_OUTSTANDING
-    batch = _Batch(connection, now, 4 if outstanding > LONG_NUMBERS_AFTER else 2)
+    batch = _Batch(connection, now, size, 4 if outstanding > LONG_NUMBERS_AFTER else 2)
     served: dict[QuicStream, None] = {}
     while waiting and (left := count - len(batch.packets)) > 0:
         stream = waiting.popleft()
@@ -98,8 +103,11 @@ def _is_larger(waiting: Iterable[QuicStream], room: int) -> bool:
 class _Batch:
     """The packets of one pass."""
 
-    def __init__(self, connection: AioquicConnection, now: float, number_size: int) -> None:
+    def __init__(
+        self, connection: AioquicConnection, now: float, size: int, number_size: int
+    ) -> None:
         self.packets: list[BulkPacket] = []
+        self._size = size
         self._connection = connection
         self._now = now
         keys = connection.one_rtt_keys
@@ -147,7 +155,7 @@ class _Batch:
         number_mask = (1 << 8 * number_size) - 1
         number, prefix, now = self._number, self._prefix, self._now
         stream_id, final_size = encode_varint(stream.stream_id or 0), sender._buffer_fin
-        capacity = self._connection.max_datagram_size - len(prefix) - number_size - _TAG_SIZE
+        capacity = self._size - len(prefix) - number_size - _TAG_SIZE
         capacity -= 1 + len(stream_id)
         overhead = len(prefix) + number_size + _TAG_SIZE
         base, start = sender._buffer_start, what.start

@@ -411,3 +411,13 @@ async def test_keys_are_updated_in_mid_transfer(
     sent = counters(ours)
     assert sent.sent_fast > sent.sent_stock
     assert ours._session.quic._recovery._pto_count == 0
+
+
+def test_what_is_left_of_the_window_is_used_too() -> None:
+    connection = bulk_connection()
+    connection._loss._cc.congestion_window = 12_500
+    for _ in range(3):
+        connection.transmit(1.0, acknowledge=True)
+    assert connection.counters.sent_stock == 0
+    assert connection.counters.sent_fast == 11
+    assert 12_490 <= connection._loss.bytes_in_flight <= 12_500
