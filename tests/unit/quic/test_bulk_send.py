@@ -347,6 +347,7 @@ def test_an_end_goes_with_the_last_bytes_and_once() -> None:
     connection.send_stream_data(connection.open_stream(), bytes(20_000), end_stream=True)
     assert connection.transmit(1.0, acknowledge=True)
     assert connection.transmit(1.0, acknowledge=True) == []
+    assert connection.counters.sent_stock == 0  # no end of its own
     sent = connection._spaces[tls.Epoch.ONE_RTT].sent_packets.values()
     assert [packet.fin for packet in sent if isinstance(packet, BulkPacket)][-2:] == [False, True]
 
