@@ -1,4 +1,4 @@
-"""A sketch of BBR version 1, to know what it would bring (docs/adr/0008-cubic-and-not-bbr.md).
+"""A sketch of BBR version 1, to know what it would bring (docs/adr/0007-cubic-and-not-bbr.md).
 
 It models the path by the largest delivery rate of ten round trips and the smallest round trip of
 ten seconds, paces at that rate, and takes no loss for a sign of anything. For the simulated line

@@ -177,7 +177,8 @@ class LimitsSection(Section):
         default=256 * 1024 * 1024,
         ge=1024 * 1024,
         description="Bytes that arrived and that nobody has read yet, on all QUIC connections, and "
-        "as much on all TCP ones; beyond it the worst is closed.",
+        "as much on all TCP ones; from half of it on no window grows, beyond it the worst is "
+        "closed. One QUIC connection holds 48 MiB at most.",
     )
 
 

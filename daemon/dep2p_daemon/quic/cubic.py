@@ -2,7 +2,8 @@
 
 After a loss the window goes quickly back to where the loss was, lingers there, and then looks for
 more, as a cubic function of time and not of round trips. On short or slow paths it is no less
-than what an additive increase would have reached (section 4.3).
+than what an additive increase would have reached (section 4.3): of one packet in a round trip, and
+not of 0.53, which would cost a quarter of the throughput where losses are frequent.
 """
 
 from __future__ import annotations

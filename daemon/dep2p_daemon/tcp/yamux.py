@@ -6,9 +6,9 @@ Flow:
     that are due, one of each stream in turn.
   - `deadline` says when `handle_timer` wants to be called: pings and lingering streams.
 
-Credit goes back to the peer by `consume` only, half a window at a time. A window doubles while
-it is smaller than what its reader takes in two round trips: one on the way to us, and one of
-credit on its way back.
+Credit goes back to the peer by `consume` only, half a window or 2 MiB at a time. A window doubles
+while it is smaller than what its reader takes in two round trips: one on the way to us, and one
+of credit on its way back.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ MAX_UNACKNOWLEDGED: Final = 256
 """Our streams that the peer has not acknowledged yet; the specification's ACK backlog."""
 MEASURE_PERIOD: Final = 0.02
 """Seconds. Shorter looks at a reader see bursts: it empties its buffer, then waits."""
+MAX_CREDIT_STEP: Final = 2 << 20
+"""Bytes: of the widest window 14 MiB are always there to be used, 1 Gbit/s over 100 ms."""
 MAX_PAYLOAD: Final = 65519 - HEADER_BYTES
 """Bytes of one frame that we send: with its header it fills one Noise frame."""
 
@@ -179,7 +181,7 @@ class YamuxSession:
         if stream is None or stream.ignored or stream.state not in READABLE:
             return
         stream.consumed += count
-        if stream.consumed * 2 < stream.window:
+        if stream.consumed < min(stream.window // 2, MAX_CREDIT_STEP):
             return
         delta = stream.consumed + self._grow(stream, now)
         stream.consumed = 0

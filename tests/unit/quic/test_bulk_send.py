@@ -306,6 +306,31 @@ def test_acknowledged_runs_are_told_in_one() -> None:
     assert recovery._rtt_latest == pytest.approx(0.1)
 
 
+def test_a_new_path_has_its_own_round_trip() -> None:
+    connection: Any = steady_connection(is_client=True, suite=SUITES[0], fast_path=True)
+    recovery, space = connection._recovery, connection._spaces[tls.Epoch.ONE_RTT]
+    sender = QuicStreamSender(0, True)
+
+    def sent(number: int, at: float) -> None:
+        recovery.on_bulk_sent([BulkPacket(number, at, 1200, sender, 0, 0, False)], 1200, space)
+
+    def acknowledged(number: int, at: float) -> None:
+        ranges = type(space.ack_queue)([range(number, number + 1)])
+        recovery.on_ack_received(ack_rangeset=ranges, ack_delay=0.0, now=at, space=space)
+
+    sent(0, 1.0)
+    acknowledged(0, 1.3)
+    assert connection.rtt == pytest.approx(0.3)
+    sent(1, 1.4)
+    connection.begin_path(1.5)
+    sent(2, 1.6)
+    assert connection.rtt is None
+    acknowledged(1, 1.62)  # on the old path
+    assert connection.rtt is None
+    acknowledged(2, 1.65)
+    assert connection.rtt == recovery._rtt_min == pytest.approx(0.05)
+
+
 @pytest.mark.parametrize("ssthresh", [None, 14_000, 40_000])
 def test_a_run_grows_the_window_as_its_packets_would(ssthresh: int | None) -> None:
     windows = []

@@ -13,7 +13,7 @@ from typing_extensions import override
 from dep2p_daemon.errors import ConnectionClosedError, LocalError, ProtocolViolationError
 from dep2p_daemon.tcp import yamux_events as ev
 from dep2p_daemon.tcp.settings import YamuxSettings
-from dep2p_daemon.tcp.yamux import MAX_PAYLOAD, MAX_UNACKNOWLEDGED, YamuxSession
+from dep2p_daemon.tcp.yamux import MAX_CREDIT_STEP, MAX_PAYLOAD, MAX_UNACKNOWLEDGED, YamuxSession
 from dep2p_daemon.tcp.yamux_frame import (
     ACK,
     DATA,
@@ -309,6 +309,21 @@ def test_window_grows_while_its_reader_is_quick() -> None:
     pair = Pair(YamuxSettings(max_window=4 * INITIAL_WINDOW))
     pair.measure_rtt()
     assert run_transfer(pair, pair.open(), seconds_per_window=RTT) == 4 * INITIAL_WINDOW
+
+
+def test_of_a_wide_window_all_but_2_mib_can_always_be_used() -> None:
+    session = YamuxSession(client=False, settings=YamuxSettings(), now=0.0)
+    session.handle_timer(0.0)
+    wire(session)
+    session.receive(encode(PING, ACK, 0, 1) + encode(WINDOW_UPDATE, SYN, 1, 0), RTT)
+    for trip in range(1, 12):
+        session.consume(1, YamuxSettings().max_window, 3 * trip * RTT)
+    wire(session)
+    assert session._streams[1].window == YamuxSettings().max_window
+    session.consume(1, MAX_CREDIT_STEP - 1, 40 * RTT)
+    assert frames(wire(session)) == []
+    session.consume(1, 1, 40 * RTT)
+    assert frames(wire(session)) == [(WINDOW_UPDATE, 0, 1, MAX_CREDIT_STEP)]
 
 
 def test_window_stays_with_a_slow_reader() -> None:
