@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aioquic import tls
+from aioquic.quic.rangeset import RangeSet
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.quic.steady import PEER, SUITES, steady_connection
@@ -310,6 +311,37 @@ async def test_a_path_that_becomes_narrow_in_a_transfer_heals(
     assert quic(ours).max_datagram_size == found
     large = [at for at, _, d in wire.sent if len(d) > after - IPV6 and at > narrowed[0] + 3]
     assert len(large) <= 3 * PROBES
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("arriving", [None, 1])
+def test_a_black_hole_is_seen_while_small_packets_get_through(
+    fast_path: bool, arriving: int | None
+) -> None:
+    connection: Any = steady_connection(is_client=False, suite=SUITES[0], fast_path=fast_path)
+    connection._mtu.size = connection._mtu._wanted = 1452
+    connection._use_datagram_size(1452)
+    stream_id, space = connection.open_stream(), connection._spaces[tls.Epoch.ONE_RTT]
+    connection.send_stream_data(stream_id, bytes(1400))
+    now = 1.0
+    for trip in range(BLACK_HOLE_LOSSES):
+        sizes = []
+        for _ in range(5):
+            sizes += [len(data) for data, _ in connection.transmit(now, acknowledge=True)]
+            connection.send_ping(1)
+        assert sizes[0] > BASE_SIZE > max(sizes[1:])
+        first = 0 if trip == arriving else 1
+        acknowledged = RangeSet([range(connection._packet_number - 5 + first, 0x7FFFFFFF)])
+        assert connection.max_datagram_size == 1452
+        now += 0.05
+        connection._loss.on_ack_received(
+            ack_rangeset=acknowledged, ack_delay=0.0, now=now, space=space
+        )
+        if not first:
+            connection.send_stream_data(stream_id, bytes(1400))
+        assert connection._loss._pto_count == 0  # no timeout tells
+    connection.transmit(now, acknowledge=True)
+    assert connection.max_datagram_size == (BASE_SIZE if arriving is None else 1452)
 
 
 async def test_random_loss_is_no_black_hole(wire: Any, make_node: MakeNode) -> None:
