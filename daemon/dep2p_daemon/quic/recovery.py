@@ -7,7 +7,6 @@ space, and acknowledged runs of them are told to stream and congestion control a
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final
 
 from aioquic import tls
@@ -20,7 +19,7 @@ from dep2p_daemon.quic.congestion import RunCongestionControl
 from dep2p_daemon.quic.path_mtu import BASE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from aioquic.quic.rangeset import RangeSet
     from aioquic.quic.recovery import QuicPacketSpace
@@ -93,6 +92,9 @@ class BulkRecovery(QuicPacketRecovery):
         assert isinstance(self._cc, RunCongestionControl)
         return self._cc
 
+    _in_flight: dict[int, QuicSentPacket] | None = None
+    """All packets of the space whose acknowledgement aioquic is handling."""
+
     def begin_path(self, now: float) -> None:
         """Begin as on a new path: congestion control and round trip (RFC 9002 section 5.3, 7)."""
         self._path_began = now
@@ -114,28 +116,35 @@ class BulkRecovery(QuicPacketRecovery):
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
         sent = space.sent_packets
-        numbers = list(sent)
-        bulk, newest = [], -1
-        for acknowledged in ack_rangeset:
-            start = bisect_left(numbers, acknowledged.start)
-            stop = bisect_left(numbers, acknowledged.stop, start)
-            for newest in numbers[start:stop]:
-                packet = sent[newest]
-                if type(packet) is BulkPacket:
-                    bulk.append(packet)
-        if self.path_mtu.is_suspected and _any_large(sent, ack_rangeset, numbers):
+        acknowledged = list(_find(sent, ack_rangeset))
+        if self.path_mtu.is_suspected and any(p.sent_bytes > BASE_SIZE for p in acknowledged):
             self.path_mtu.large_acknowledged()
-        # The last one is left to aioquic, which takes the round trip's time from it.
-        if len(bulk) > 1:
-            bulk.pop()
-            self._on_bulk_acknowledged(bulk, now, space)
-        is_old = newest >= 0 and (sent[newest].sent_time or 0.0) < self._path_began
+        is_old = bool(acknowledged) and (acknowledged[-1].sent_time or 0.0) < self._path_began
         before = [getattr(self, name) for name in _RTT] if is_old else []
-        super().on_ack_received(
-            ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
-        )
+        bulk = [packet for packet in acknowledged if type(packet) is BulkPacket]
+        # The last one is left to aioquic, which takes the round trip's time from it.
+        last = bulk.pop() if bulk else None
+        if bulk:
+            self._on_bulk_acknowledged(bulk, now, space)
+        left = {p.packet_number: p for p in acknowledged if p is last or type(p) is not BulkPacket}
+        for number in left:
+            del sent[number]
+        # It lists all packets that are in flight, thousands on a long path: show it what it needs.
+        self._in_flight, space.sent_packets = sent, left
+        try:
+            super().on_ack_received(
+                ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space
+            )
+        finally:
+            self._in_flight, space.sent_packets = None, sent
         for name, value in zip(_RTT, before, strict=False):  # of another path
             setattr(self, name, value)
+
+    @override
+    def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
+        if self._in_flight is not None:
+            space.sent_packets = self._in_flight
+        super()._detect_loss(now=now, space=space)
 
     @override
     def _on_packets_lost(
@@ -193,12 +202,14 @@ class BulkRecovery(QuicPacketRecovery):
         self.control.on_run_acked(now=now, size=size, sent_time=packets[-1].sent_time or 0.0)
 
 
-def _any_large(sent: dict[int, QuicSentPacket], acknowledged: RangeSet, numbers: list[int]) -> bool:
-    """Whether one of the packets that are acknowledged now is larger than every path carries."""
-    return any(
-        sent[number].sent_bytes > BASE_SIZE
-        for numbered in acknowledged
-        for number in numbers[
-            bisect_left(numbers, numbered.start) : bisect_left(numbers, numbered.stop)
-        ]
-    )
+def _find(sent: dict[int, QuicSentPacket], numbers: RangeSet) -> Iterator[QuicSentPacket]:
+    """The packets that have one of `numbers`; both are in order."""
+    ranges = iter(numbers)
+    current = next(ranges, None)
+    for number, packet in sent.items():
+        while current is not None and number >= current.stop:
+            current = next(ranges, None)
+        if current is None:
+            return
+        if number >= current.start:
+            yield packet
