@@ -47,12 +47,14 @@ RESERVED_SECONDS: Final = 30.0
 
 
 def expected(one: str, other: str) -> str:
-    """What a dial between these two leads to: "direct", or the reason why it stays relayed."""
+    """What a dial from `one` leads to: "direct", or the reason why it stays relayed."""
     pair = {one, other}
     if "ipv6-firewall" in pair and not pair <= {"ipv6-firewall", "none"}:
         return "NO_COMMON_IP_VERSION"
     if "symmetric" in pair and pair <= PORT_FILTERING:
-        return "PUNCH_FAILED"
+        if pair == {"symmetric"}:
+            return "BOTH_NATS_SYMMETRIC"
+        return "OWN_NAT_SYMMETRIC" if one == "symmetric" else "PEER_NAT_SYMMETRIC"
     return "direct"
 
 
@@ -169,8 +171,8 @@ repeated or left out, by nodes that have never heard of anybody but one relay. T
 of the runs, is that of `dep2pctl dial ADDRESS --wait-direct 10s` with its own start: until there is
 a direct path, or the answer that there will be none, and why. Every pair talked in the end.
 
-With one relay alone, a node cannot tell whether its NAT is symmetric. One that is connected with
-two public peers can, and says `BOTH_NATS_SYMMETRIC` and the like where it says `PUNCH_FAILED` here.
+A node can tell whether its NAT is symmetric when two IP addresses see it: two relays or public
+peers, or one that has two, as the relay here. Otherwise the reason is `PUNCH_FAILED`.
 
 Direct: {len(direct)} of {len(cells)} dials, in the median after {median_of_direct(cells):.2f} s.
 The slowest took {slowest.seconds:.2f} s ({where}).

@@ -181,10 +181,12 @@ class Daemon:
         self.peer_id = ready["peer_id"]
         self.addresses = ready["addresses"]
 
-    async def wait_for_line(self, message: str, timeout: float = 20.0) -> Any:
-        """Return the first log line with this message, waiting for it."""
+    async def wait_for_line(self, message: str, timeout: float = 20.0, **values: object) -> Any:
+        """Return the first log line with this message, and these values, waiting for it."""
+        wanted = {"message": message, **values}
         found = await self._wait(
-            lambda: next((line for line in self.lines if line["message"] == message), None), timeout
+            lambda: next((line for line in self.lines if wanted.items() <= line.items()), None),
+            timeout,
         )
         if found is None:
             raise NotReadyError(f"{self.name}: no log line {message!r}\n{self.log_tail()}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
     import dep2p
     from dep2p.v1.explanation_pb2 import DialTrail, PeerExplanation, PunchTrail
+
+_NATS: Final = {
+    "NONE": "none: a public address of its own",
+    "ENDPOINT_INDEPENDENT": "endpoint-independent mapping (cone)",
+    "ADDRESS_DEPENDENT": "address-dependent mapping (symmetric)",
+    "NO_UDP": "no UDP: TCP addresses only",
+    "UNKNOWN": "unknown",
+}
 
 
 @click.command(
@@ -97,7 +105,8 @@ def _write_punch(punch: PunchTrail) -> None:
     fields: list[tuple[str, object]] = [
         ("side", punch.side.lower()),
         ("relay", punch.relay),
-        ("our mapping", punch.own_mapping),
+        ("our NAT", _NATS.get(punch.own_nat, punch.own_nat)),
+        ("peer's NAT", _NATS.get(punch.peer_nat, punch.peer_nat)),
         ("our candidates", list(punch.own_candidates)),
         (
             "peer's candidates",
@@ -110,14 +119,21 @@ def _write_punch(punch: PunchTrail) -> None:
         ("reason", punch.reason),
         ("verdict", punch.verdict),
     ]
+    if punch.remedy:
+        fields.append(("remedy", punch.remedy))
     if punch.detail:
         fields.append(("detail", punch.detail))
     write_fields(fields)
     write_table(
-        ("STEP", "ROLE", "RTT", "TOOK", "PACKETS", "OUTCOME", "ADDRESSES"),
+        ("STEP", "FROM", "ROLE", "RTT", "TOOK", "PACKETS", "OUTCOME", "ADDRESSES"),
         [
             (
                 f"punch {step.number}" if step.number else "direct dial",
+                milliseconds(
+                    1e3 * (_seconds(step.start_time) - _seconds(punch.start_time))
+                    if step.HasField("start_time")
+                    else None
+                ),
                 step.role.lower() or "-",
                 milliseconds(step.rtt_ms if step.HasField("rtt_ms") else None),
                 milliseconds(step.duration_ms if step.HasField("duration_ms") else None),
@@ -129,6 +145,10 @@ def _write_punch(punch: PunchTrail) -> None:
         ],
         empty="no step was made",
     )
+
+
+def _seconds(time: Timestamp) -> float:
+    return time.seconds + time.nanos / 1e9
 
 
 def _clock(time: Timestamp) -> str:

@@ -76,6 +76,7 @@ class AddressWatch:
         self._now = asyncio.get_running_loop().time
         self._refreshed_at = -self._settings.refresh_interval
         self._learning_tcp = False
+        self._learning_mapping = False
         self._tasks = asyncio.TaskGroup()
         self._work: list[asyncio.Task[None]] = []
         self.observed = ObservedAddresses(self._settings.observed, is_public=is_public)
@@ -168,6 +169,32 @@ class AddressWatch:
                 self._spawn(showing)
                 return
 
+    def learn_mapping(self) -> None:
+        """Have a second observer, where there is but one: an observer's own other IP address.
+
+        Called when a punch is ahead; whether our NAT is symmetric is known a moment later.
+        """
+        if self._learning_mapping or self.mapping("quic-v1") is not MappingBehaviour.UNKNOWN:
+            return
+        for connection in self._swarm.connections():
+            seen_from = connection.remote_address
+            if connection.relayed or seen_from.transport != "quic-v1":
+                continue
+            others = [
+                address
+                for address in self._swarm.peerstore.addresses(connection.remote_peer)
+                if address.transport == "quic-v1"
+                and address.ip is not None
+                and address.ip.version == 4
+                and address.ip != seen_from.ip
+                and self._is_public(address)
+                and self._is_public(seen_from)
+            ]
+            if others:
+                self._learning_mapping = True
+                self._spawn(self._show(connection.remote_peer, others[:1]))
+                return
+
     async def wait_tcp(self) -> None:
         """`learn_tcp`, and return when that address is known, or does not come in time."""
         self.learn_tcp()
@@ -187,6 +214,21 @@ class AddressWatch:
 
     async def _show_tcp(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
         try:
+            await self._connect_for(self._settings.tcp_hold, peer, addresses)
+        finally:
+            self._learning_tcp = False
+
+    async def _show(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
+        try:
+            await self._connect_for(self._settings.refresh_timeout, peer, addresses)
+        finally:
+            self._learning_mapping = False
+
+    async def _connect_for(
+        self, seconds: float, peer: PeerId, addresses: Sequence[Multiaddr]
+    ) -> None:
+        """Identify tells what the peer sees there."""
+        try:
             connection = await self._swarm.dial(
                 peer,
                 addresses,
@@ -194,12 +236,10 @@ class AddressWatch:
                 force_new=True,
                 timeout=self._settings.tcp_timeout,
             )
-            await asyncio.sleep(self._settings.tcp_hold)
+            await asyncio.sleep(seconds)
             await connection.close()
         except Dep2pError as error:
-            _log.debug("no observer over TCP", peer=str(peer), error=error.message)
-        finally:
-            self._learning_tcp = False
+            _log.debug("no further observer", peer=str(peer), error=error.message)
 
     async def _ask(self, connection: Connection) -> None:
         try:

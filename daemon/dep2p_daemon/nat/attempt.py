@@ -18,7 +18,7 @@ import structlog
 from dep2p_daemon.errors import AuthenticationError, Dep2pError, ResourceLimitError
 from dep2p_daemon.muxed import CloseCode, Direction
 from dep2p_daemon.nat.dcutr import PunchRole
-from dep2p_daemon.nat.nat_kind import apparent_kind
+from dep2p_daemon.nat.nat_kind import NatKind, apparent_kind
 from dep2p_daemon.nat.trail import (
     MAX_CANDIDATES,
     Outcome,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection, Transport
     from dep2p_daemon.nat.candidates import Candidate, CandidateFilter
-    from dep2p_daemon.nat.nat_kind import NatKind
     from dep2p_daemon.nat.observed import MappingBehaviour
     from dep2p_daemon.nat.punch_settings import PunchSettings
     from dep2p_daemon.swarm.swarm import Swarm
@@ -125,8 +124,13 @@ class Attempt:
         """Add a step, or what became of it."""
         self._replace(with_step(self.trail, step))
 
-    def judge(self, addresses: Sequence[Multiaddr]) -> tuple[Multiaddr, ...]:
-        """Return those of the peer's addresses that may be used, and record all."""
+    def judge(
+        self, addresses: Sequence[Multiaddr], nat: NatKind = NatKind.UNKNOWN
+    ) -> tuple[Multiaddr, ...]:
+        """Return those of the peer's addresses that may be used, and record all.
+
+        `nat` is what the peer says of its own.
+        """
         judged = self.candidates.judge(addresses)
         known = {one.address: one for one in self.trail.peer_candidates}
         fresh = [one for one in judged if one.address not in known]
@@ -140,7 +144,7 @@ class Attempt:
                 self.trail,
                 peer_candidates=kept,
                 peer_rejected=self.trail.peer_rejected + refused,
-                peer_nat=apparent_kind(accepted),
+                peer_nat=apparent_kind(accepted) if nat is NatKind.UNKNOWN else nat,
             )
         )
         return accepted

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from dep2p_daemon.errors import ProtocolViolationError
 from dep2p_daemon.nat.dcutr_message import DcutrMessage, MessageType
+from dep2p_daemon.nat.nat_kind import NatKind
 from dep2p_daemon.nat.observed import MappingBehaviour
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class ActAt:
     """The peer's, unchecked."""
     rtt: float | None
     """Seconds; None for the receiver, who measures none."""
+    nat: NatKind = NatKind.UNKNOWN
+    """The peer's, where it tells."""
 
 
 Action: TypeAlias = Send | ActAt
@@ -91,8 +94,10 @@ Action: TypeAlias = Send | ActAt
 class Initiator:
     """B's part of one exchange. `start`, then `receive` what comes."""
 
-    def __init__(self, own_addresses: Sequence[Multiaddr]) -> None:
-        self._own = tuple(own_addresses)
+    def __init__(
+        self, own_addresses: Sequence[Multiaddr], own_nat: NatKind = NatKind.UNKNOWN
+    ) -> None:
+        self._connect = DcutrMessage(MessageType.CONNECT, tuple(own_addresses), own_nat)
         self._sent_at = 0.0
         self.state = State.IDLE
 
@@ -101,7 +106,7 @@ class Initiator:
         _expect(self.state, State.IDLE)
         self.state = State.AWAITING_CONNECT
         self._sent_at = now
-        return [Send(DcutrMessage(MessageType.CONNECT, self._own))]
+        return [Send(self._connect)]
 
     def receive(self, message: DcutrMessage, now: float) -> list[Action]:
         """Take the peer's message; answer CONNECT with SYNC, and act half a round trip later.
@@ -122,16 +127,18 @@ class Initiator:
         self.state = State.ACTING
         return [
             Send(DcutrMessage(MessageType.SYNC)),
-            ActAt(now + rtt / 2, message.addresses, rtt),
+            ActAt(now + rtt / 2, message.addresses, rtt, message.nat),
         ]
 
 
 class Receiver:
     """A's part of one exchange: answers CONNECT with CONNECT, acts on SYNC at once."""
 
-    def __init__(self, own_addresses: Sequence[Multiaddr]) -> None:
-        self._own = tuple(own_addresses)
-        self._peer: tuple[Multiaddr, ...] = ()
+    def __init__(
+        self, own_addresses: Sequence[Multiaddr], own_nat: NatKind = NatKind.UNKNOWN
+    ) -> None:
+        self._connect = DcutrMessage(MessageType.CONNECT, tuple(own_addresses), own_nat)
+        self._peer = DcutrMessage(MessageType.CONNECT)
         self.state = State.AWAITING_CONNECT
 
     def receive(self, message: DcutrMessage, now: float) -> list[Action]:
@@ -151,10 +158,10 @@ class Receiver:
             raise
         if kind is MessageType.CONNECT:
             self.state = State.AWAITING_SYNC
-            self._peer = message.addresses
-            return [Send(DcutrMessage(MessageType.CONNECT, self._own))]
+            self._peer = message
+            return [Send(self._connect)]
         self.state = State.ACTING
-        return [ActAt(now, self._peer, None)]
+        return [ActAt(now, self._peer.addresses, None, self._peer.nat)]
 
 
 def _expect(state: State, wanted: State) -> None:

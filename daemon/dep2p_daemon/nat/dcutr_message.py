@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from dep2p_daemon.errors import MultiaddrError, ProtocolViolationError
 from dep2p_daemon.multiaddr import Multiaddr
+from dep2p_daemon.nat.nat_kind import NatKind
 from dep2p_daemon.wire.libp2p import dcutr_pb2 as pb
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class DcutrMessage:
     type: MessageType
     addresses: tuple[Multiaddr, ...] = ()
     """Where the sender can be reached, or hopes so; any peer's claim."""
+    nat: NatKind = NatKind.UNKNOWN
+    """What stands before the sender; an extension of ours to CONNECT, which others skip."""
     unreadable: int = 0
     """Addresses that did not parse, or were beyond `MAX_ADDRESSES_READ`."""
 
@@ -61,7 +64,10 @@ def encode(message: DcutrMessage) -> bytes:
         if room < 0:
             break
         kept.append(data)
-    return pb.HolePunch(type=_pb_type(message.type), obs_addrs=kept).SerializeToString()
+    encoded = pb.HolePunch(type=_pb_type(message.type), obs_addrs=kept)
+    if message.nat is not NatKind.UNKNOWN:
+        encoded.nat = pb.HolePunch.Nat.Value(message.nat.value)
+    return encoded.SerializeToString()
 
 
 def decode(data: bytes) -> DcutrMessage:
@@ -82,7 +88,8 @@ def decode(data: bytes) -> DcutrMessage:
     except ValueError:
         raise _malformed(f"has the type {message.type}") from None
     addresses, unreadable = _addresses(message.obs_addrs)
-    return DcutrMessage(kind, addresses, unreadable)
+    nat = NatKind(pb.HolePunch.Nat.Name(message.nat))  # a value that we do not know is UNKNOWN
+    return DcutrMessage(kind, addresses, nat, unreadable)
 
 
 def _addresses(values: Sequence[bytes]) -> tuple[tuple[Multiaddr, ...], int]:

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection, Stream
     from dep2p_daemon.nat.dcutr import Action
+    from dep2p_daemon.nat.nat_kind import NatKind
     from dep2p_daemon.swarm.swarm import Swarm
 
 
 async def initiate(
-    swarm: Swarm, connection: Connection, own: Sequence[Multiaddr], *, timeout: float
+    swarm: Swarm,
+    connection: Connection,
+    own: Sequence[Multiaddr],
+    own_nat: NatKind,
+    *,
+    timeout: float,
 ) -> ActAt:
     """Open a stream on the relayed `connection`, exchange addresses, send SYNC.
 
@@ -35,7 +41,7 @@ async def initiate(
                 connection.remote_peer, [PROTOCOL], connection=connection
             )
             try:
-                machine = Initiator(own)
+                machine = Initiator(own, own_nat)
                 act = await _write(stream, machine.start(now()))
                 while act is None:
                     message = decode(await read_message(stream, MAX_MESSAGE_BYTES))
@@ -49,10 +55,12 @@ async def initiate(
         raise _too_slow(timeout) from None
 
 
-async def answer(stream: Stream, own: Sequence[Multiaddr], *, timeout: float) -> ActAt:
+async def answer(
+    stream: Stream, own: Sequence[Multiaddr], own_nat: NatKind, *, timeout: float
+) -> ActAt:
     """Answer CONNECT, wait for SYNC, close the stream. Raises as `initiate`."""
     now = asyncio.get_running_loop().time
-    machine = Receiver(own)
+    machine = Receiver(own, own_nat)
     act: ActAt | None = None
     try:
         async with asyncio.timeout(timeout):

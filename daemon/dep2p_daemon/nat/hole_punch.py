@@ -123,7 +123,9 @@ class HolePuncher:
         if not connection.relayed:
             if (attempt := self._attempts.get(peer)) is not None:
                 attempt.found(connection)
-        elif connection.direction is Direction.INBOUND:
+            return
+        self._addresses.learn_mapping()
+        if connection.direction is Direction.INBOUND:
             await self._upgrade(connection)
         else:
             # The peer is about to ask for our addresses: see that they are right.
@@ -333,6 +335,7 @@ class HolePuncher:
                     self._swarm,
                     connection,
                     attempt.trail.own_candidates,
+                    attempt.trail.own_nat,
                     timeout=self._settings.exchange_timeout,
                 )
             except StreamResetError:
@@ -341,7 +344,7 @@ class HolePuncher:
                 # js-libp2p takes no round while it still dials for the last one.
                 await asyncio.wait({attempt.direct}, timeout=self._settings.act_timeout)
                 break
-            accepted = attempt.judge(act.addresses)
+            accepted = attempt.judge(act.addresses, act.nat)
             reason = self._verdict(attempt, accepted)
             usable = self._usable(accepted)
             if not usable:
@@ -407,8 +410,11 @@ class HolePuncher:
     async def _answer(self, attempt: Attempt, stream: Stream) -> Reason:
         await self._identify.wait_identified(stream.connection)
         await self._match_transports(attempt.peer)
-        act = await answer(stream, self._offer(attempt), timeout=self._settings.exchange_timeout)
-        accepted = attempt.judge(act.addresses)
+        own = self._offer(attempt)
+        act = await answer(
+            stream, own, attempt.trail.own_nat, timeout=self._settings.exchange_timeout
+        )
+        accepted = attempt.judge(act.addresses, act.nat)
         usable = self._usable(accepted)
         self._see_to_tcp(self._verdict(attempt, accepted), accepted)
         if usable:

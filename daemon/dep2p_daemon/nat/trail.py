@@ -209,7 +209,7 @@ class Trail:
     own_mapping: MappingBehaviour = MappingBehaviour.UNKNOWN
     own_nat: NatKind = NatKind.UNKNOWN
     peer_nat: NatKind = NatKind.UNKNOWN
-    """What the peer's addresses show."""
+    """What the peer says of itself, else what its addresses show."""
     peer_candidates: tuple[Candidate, ...] = ()
     """What the peer told us, and why we did not use some of it."""
     peer_rejected: int = 0

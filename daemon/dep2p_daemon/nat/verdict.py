@@ -42,7 +42,7 @@ def _by_addresses(trail: Trail, accepted: Sequence[Multiaddr]) -> Reason:
         common = {one.transport for one in accepted} & {one.transport for one in own}
         return Reason.NO_COMMON_IP_VERSION if common else Reason.NO_COMMON_TRANSPORT
     ours = trail.own_mapping is MappingBehaviour.ADDRESS_DEPENDENT
-    theirs = apparent_kind(accepted) is NatKind.ADDRESS_DEPENDENT
+    theirs = NatKind.ADDRESS_DEPENDENT in (trail.peer_nat, apparent_kind(accepted))
     if ours and theirs:
         return Reason.BOTH_NATS_SYMMETRIC
     if ours:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dep2p.v1 import explanation_pb2, peer_pb2
-from dep2p_daemon.nat.trail import explain, reason_while_relayed
+from dep2p_daemon.muxed import Direction
+from dep2p_daemon.nat.trail import Outcome, Side, StepKind, explain, reason_while_relayed
 from dep2p_daemon.rpc.conversion import (
     connection_message,
     milliseconds,
@@ -17,13 +18,13 @@ from dep2p_daemon.rpc.conversion import (
 if TYPE_CHECKING:
     from dep2p_daemon.daemon import Daemon
     from dep2p_daemon.identity.peer_id import PeerId
+    from dep2p_daemon.muxed import Connection
     from dep2p_daemon.nat.trail import Step, Trail
     from dep2p_daemon.swarm.dial_trail import DialTrail
 
 _Verdict = tuple[str, str, str]
 """Reason, words, remedy."""
 
-_DIRECT: Final = ("DIRECT", "there is a direct connection", "")
 _SEEKING: Final = ("RELAYED_SEEKING", "relayed; a direct path is being sought now", "")
 _NOT_SOUGHT: Final = (
     "RELAYED_NOT_SOUGHT",
@@ -48,9 +49,9 @@ def explanation(daemon: Daemon, peer: PeerId) -> explanation_pb2.PeerExplanation
     dials = daemon.swarm.dial_trails.of(peer)
     punches = daemon.hole_puncher.trails.of(peer) if daemon.hole_puncher is not None else ()
     if best is None:
-        reason, verdict, remedy = _unconnected(dials)
+        reason, verdict, remedy = _unconnected(daemon, peer, dials)
     elif not best.relayed:
-        reason, verdict, remedy = _DIRECT
+        reason, verdict, remedy = "DIRECT", _how_direct(best, punches), ""
     elif daemon.hole_puncher is None:
         reason, verdict, remedy = _OFF
     else:
@@ -68,13 +69,59 @@ def explanation(daemon: Daemon, peer: PeerId) -> explanation_pb2.PeerExplanation
     )
 
 
-def _unconnected(dials: tuple[DialTrail, ...]) -> _Verdict:
+def _unconnected(daemon: Daemon, peer: PeerId, dials: tuple[DialTrail, ...]) -> _Verdict:
     if not dials:
         return _NOT_TRIED
     last = dials[-1]
     if last.connection_id:
-        return "DISCONNECTED", "not connected any more; the last dial had worked", ""
+        return (
+            "DISCONNECTED",
+            "not connected any more; the last dial had worked",
+            "try it again: dep2pctl dial PEER",
+        )
+    if last.reason == "NO_RESERVATION":
+        return last.reason, *_at_no_relay(daemon, peer, last)
     return last.reason, f"not connected: {last.detail}", last.remedy
+
+
+def _at_no_relay(daemon: Daemon, peer: PeerId, last: DialTrail) -> tuple[str, str]:
+    """Verdict and remedy where the relays answered, and the peer is at none of them."""
+    asked = [
+        str(address.split_circuit()[0].peer_id)
+        for attempt in last.attempts
+        if (address := attempt.address).is_circuit
+    ]
+    relays = ", ".join(dict.fromkeys(asked))
+    told = any(address.is_circuit for address in daemon.peerstore.addresses(peer))
+    if told:
+        return (
+            "not connected: the peer has no reservation any more at the relay it named "
+            f"({relays}): it is offline, or lost its connection there",
+            "see that dep2pd runs there, and that its `dep2pctl relay list` shows reserved",
+        )
+    return (
+        f"not connected: the peer is at no relay that was asked ({relays}), and no other address "
+        "of it is known: it is offline, or it uses other relays",
+        "have both sides use one relay (`dep2pctl relay connect`), or dial an address that "
+        "`dep2pctl id` prints there",
+    )
+
+
+def _how_direct(best: Connection, punches: tuple[Trail, ...]) -> str:
+    """How the direct connection came to be."""
+    trail = next((one for one in punches if one.connection_id == best.id), None)
+    if trail is None:
+        dialled = best.direction is Direction.OUTBOUND
+        who = "this node dialled the peer" if dialled else "the peer dialled this node"
+        return f"there is a direct connection: {who} without a relay"
+    rounds = [step for step in trail.steps if step.kind is StepKind.PUNCH]
+    took = "" if trail.ended_at is None else f" after {trail.ended_at - trail.started_at:.2f} s"
+    if not rounds or any(
+        step.kind is StepKind.DIRECT_DIAL and step.outcome is Outcome.DIRECT for step in trail.steps
+    ):
+        who = "this node" if trail.side is Side.INITIATOR else "the peer"
+        return f"there is a direct connection: a plain dial of {who} got through{took}"
+    return f"there is a direct connection: a hole was punched in round {rounds[-1].number}{took}"
 
 
 def _relayed(punches: tuple[Trail, ...]) -> _Verdict:
@@ -155,6 +202,8 @@ def _punch(trail: Trail) -> explanation_pb2.PunchTrail:
         remedy=remedy,
         detail=trail.detail,
         connection_id=trail.connection_id,
+        own_nat=trail.own_nat.value,
+        peer_nat=trail.peer_nat.value,
     )
 
 

@@ -269,6 +269,8 @@ class PunchTrail(_message.Message):
     REMEDY_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     CONNECTION_ID_FIELD_NUMBER: _builtins.int
+    OWN_NAT_FIELD_NUMBER: _builtins.int
+    PEER_NAT_FIELD_NUMBER: _builtins.int
     duration_ms: _builtins.float
     """duration_ms is absent while it runs."""
     side: _builtins.str
@@ -291,6 +293,14 @@ class PunchTrail(_message.Message):
     """detail is what the last error said."""
     connection_id: _builtins.str
     """connection_id is the direct connection's."""
+    own_nat: _builtins.str
+    """own_nat is what stands before this node: NONE, ENDPOINT_INDEPENDENT,
+    ADDRESS_DEPENDENT ("symmetric"), NO_UDP or UNKNOWN.
+    """
+    peer_nat: _builtins.str
+    """peer_nat is the same of the peer: what it says itself, else what its addresses
+    show.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """start_time is when it began."""
@@ -324,10 +334,12 @@ class PunchTrail(_message.Message):
         remedy: _builtins.str = ...,
         detail: _builtins.str = ...,
         connection_id: _builtins.str = ...,
+        own_nat: _builtins.str = ...,
+        peer_nat: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_duration_ms", b"_duration_ms", "duration_ms", b"duration_ms", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duration_ms", b"_duration_ms", "connection_id", b"connection_id", "detail", b"detail", "duration_ms", b"duration_ms", "outcome", b"outcome", "own_candidates", b"own_candidates", "own_mapping", b"own_mapping", "peer_candidates", b"peer_candidates", "reason", b"reason", "relay", b"relay", "remedy", b"remedy", "side", b"side", "start_time", b"start_time", "steps", b"steps", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duration_ms", b"_duration_ms", "connection_id", b"connection_id", "detail", b"detail", "duration_ms", b"duration_ms", "outcome", b"outcome", "own_candidates", b"own_candidates", "own_mapping", b"own_mapping", "own_nat", b"own_nat", "peer_candidates", b"peer_candidates", "peer_nat", b"peer_nat", "reason", b"reason", "relay", b"relay", "remedy", b"remedy", "side", b"side", "start_time", b"start_time", "steps", b"steps", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__duration_ms: _TypeAlias = _typing.Literal["duration_ms"]  # noqa: Y015
     _WhichOneofArgType__duration_ms: _TypeAlias = _typing.Literal["_duration_ms", b"_duration_ms"]  # noqa: Y015

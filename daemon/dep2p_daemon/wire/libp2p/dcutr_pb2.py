@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12libp2p/dcutr.proto\x12\x0clibp2p.dcutr\"v\n\tHolePunch\x12*\n\x04type\x18\x01 \x01(\x0e\x32\x1c.libp2p.dcutr.HolePunch.Type\x12\x11\n\tobs_addrs\x18\x02 \x03(\x0c\"*\n\x04Type\x12\n\n\x06UNUSED\x10\x00\x12\x0b\n\x07\x43ONNECT\x10\x64\x12\t\n\x04SYNC\x10\xac\x02')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12libp2p/dcutr.proto\x12\x0clibp2p.dcutr\"\xfc\x01\n\tHolePunch\x12*\n\x04type\x18\x01 \x01(\x0e\x32\x1c.libp2p.dcutr.HolePunch.Type\x12\x11\n\tobs_addrs\x18\x02 \x03(\x0c\x12)\n\x03nat\x18\xfd\x07 \x01(\x0e\x32\x1b.libp2p.dcutr.HolePunch.Nat\"*\n\x04Type\x12\n\n\x06UNUSED\x10\x00\x12\x0b\n\x07\x43ONNECT\x10\x64\x12\t\n\x04SYNC\x10\xac\x02\"Y\n\x03Nat\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x08\n\x04NONE\x10\x01\x12\x18\n\x14\x45NDPOINT_INDEPENDENT\x10\x02\x12\x15\n\x11\x41\x44\x44RESS_DEPENDENT\x10\x03\x12\n\n\x06NO_UDP\x10\x04')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'libp2p.dcutr_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HOLEPUNCH']._serialized_start=36
-  _globals['_HOLEPUNCH']._serialized_end=154
-  _globals['_HOLEPUNCH_TYPE']._serialized_start=112
-  _globals['_HOLEPUNCH_TYPE']._serialized_end=154
+  _globals['_HOLEPUNCH']._serialized_start=37
+  _globals['_HOLEPUNCH']._serialized_end=289
+  _globals['_HOLEPUNCH_TYPE']._serialized_start=156
+  _globals['_HOLEPUNCH_TYPE']._serialized_end=198
+  _globals['_HOLEPUNCH_NAT']._serialized_start=200
+  _globals['_HOLEPUNCH_NAT']._serialized_end=289
 # @@protoc_insertion_point(module_scope)

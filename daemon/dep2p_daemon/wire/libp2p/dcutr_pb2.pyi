@@ -38,9 +38,34 @@ class HolePunch(_message.Message):
     CONNECT: HolePunch.Type.ValueType  # 100
     SYNC: HolePunch.Type.ValueType  # 300
 
+    class _Nat:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _NatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[HolePunch._Nat.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        UNKNOWN: HolePunch._Nat.ValueType  # 0
+        NONE: HolePunch._Nat.ValueType  # 1
+        ENDPOINT_INDEPENDENT: HolePunch._Nat.ValueType  # 2
+        ADDRESS_DEPENDENT: HolePunch._Nat.ValueType  # 3
+        NO_UDP: HolePunch._Nat.ValueType  # 4
+
+    class Nat(_Nat, metaclass=_NatEnumTypeWrapper):
+        """Not the specification's: what stands before the sender, for the other side's record. Who does
+        not know it skips it, as any field of a later version.
+        """
+
+    UNKNOWN: HolePunch.Nat.ValueType  # 0
+    NONE: HolePunch.Nat.ValueType  # 1
+    ENDPOINT_INDEPENDENT: HolePunch.Nat.ValueType  # 2
+    ADDRESS_DEPENDENT: HolePunch.Nat.ValueType  # 3
+    NO_UDP: HolePunch.Nat.ValueType  # 4
+
     TYPE_FIELD_NUMBER: _builtins.int
     OBS_ADDRS_FIELD_NUMBER: _builtins.int
+    NAT_FIELD_NUMBER: _builtins.int
     type: Global___HolePunch.Type.ValueType
+    nat: Global___HolePunch.Nat.ValueType
     @_builtins.property
     def obs_addrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Binary multiaddrs."""
@@ -50,10 +75,11 @@ class HolePunch(_message.Message):
         *,
         type: Global___HolePunch.Type.ValueType | None = ...,
         obs_addrs: _abc.Iterable[_builtins.bytes] | None = ...,
+        nat: Global___HolePunch.Nat.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nat", b"nat", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["obs_addrs", b"obs_addrs", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nat", b"nat", "obs_addrs", b"obs_addrs", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
