@@ -28,8 +28,13 @@ from tests.interop.exchanges import OUR_ECHO
 from tests.interop.js_peer import RELAY_LIMITS, JsError, JsPeer
 from tests.requires import require_natlab
 
+import dep2p
+from dep2p.v1.peer_pb2 import PATH_DIRECT, PATH_RELAYED
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from dep2p.v1.event_pb2 import Event
 
 pytestmark = [pytest.mark.interop, pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -136,6 +141,35 @@ async def why(net: LabNet, js: JsPeer) -> tuple[Json, Json]:
     return told, told["punches"][0]
 
 
+@contextlib.asynccontextmanager
+async def events(net: LabNet) -> AsyncIterator[AsyncGenerator[Event, None]]:
+    """Our daemon's events about connections and paths, from now on."""
+    types = ("connection_opened", "connection_closed", "path_changed")
+    async with (
+        dep2p.connect(net.alice.socket) as node,
+        contextlib.aclosing(node.watch_events(*types)) as watching,
+    ):
+        await anext(watching)  # the state: there is the relay's connection
+        yield watching
+
+
+async def until_the_relayed_one_closed(
+    watching: AsyncGenerator[Event, None], js: JsPeer
+) -> list[tuple[str, int]]:
+    """What the events told of connections with js, and of which path."""
+    steps: list[tuple[str, int]] = []
+    async with asyncio.timeout(20):
+        while ("connection_closed", PATH_RELAYED) not in steps:
+            event = await anext(watching)
+            name = event.WhichOneof("event")
+            assert name is not None
+            about = getattr(event, name)
+            connection = about if name == "connection_opened" else about.connection
+            if connection.peer_id == js.peer_id:
+                steps.append((name, connection.path))
+    return steps
+
+
 async def js_logged_the_exchange(js: JsPeer, dialler: str) -> None:
     """js's own account of its part. What it says of SYNC as initiator begins with "A", a slip."""
     lines = {
@@ -149,7 +183,7 @@ async def js_logged_the_exchange(js: JsPeer, dialler: str) -> None:
 
 @pytest.mark.parametrize(("transport", "dialler"), [("quic", "we"), ("quic", "js"), ("tcp", "we")])
 async def test_a_public_js_node_becomes_direct_whoever_dials(transport: str, dialler: str) -> None:
-    async with us_and_js("none", transport) as (net, js):
+    async with us_and_js("none", transport) as (net, js), events(net) as watching:
         if dialler == "we":
             assert (await we_dial(net, js))["path"] == "direct"
             await js_logged_the_exchange(js, dialler)
@@ -157,8 +191,12 @@ async def test_a_public_js_node_becomes_direct_whoever_dials(transport: str, dia
             await dial(net, js, dialler)
         ended = await upgrade_ended(net, js)
         assert ended["outcome"] == "DIRECT"
-        changed = await net.alice.wait_for_line("path changed")
-        assert (changed["previous"], changed["path"]) == ("relayed", "direct")
+        assert await until_the_relayed_one_closed(watching, js) == [
+            ("connection_opened", PATH_RELAYED),
+            ("connection_opened", PATH_DIRECT),
+            ("path_changed", PATH_DIRECT),
+            ("connection_closed", PATH_RELAYED),
+        ]
 
         told, punch = await why(net, js)
         assert (told["path"], told["reason"]) == ("direct", "DIRECT")
