@@ -16,6 +16,7 @@ from dep2p_daemon.nat.dcutr_message import (
     decode,
     encode,
 )
+from dep2p_daemon.nat.nat_kind import NatKind
 
 ADDRESS = Multiaddr.parse("/ip4/45.8.1.7/udp/4001/quic-v1")
 
@@ -86,3 +87,18 @@ def test_what_would_be_too_long_for_the_peer_is_cut() -> None:
     wire = encode(DcutrMessage(MessageType.CONNECT, addresses))
     assert MAX_MESSAGE_BYTES - 32 < len(wire) <= MAX_MESSAGE_BYTES
     assert decode(wire).addresses == addresses[:MAX_ADDRESSES_READ]
+
+
+@pytest.mark.parametrize("nat", NatKind)
+def test_the_kind_of_nat_goes_along_and_nobody_else_need_know_it(nat: NatKind) -> None:
+    wire = encode(DcutrMessage(MessageType.CONNECT, (ADDRESS,), nat))
+    assert decode(wire).nat is nat
+    plain = encode(DcutrMessage(MessageType.CONNECT, (ADDRESS,)))
+    assert wire.startswith(plain)  # what follows is one field of a number that others skip
+    assert len(wire) - len(plain) in (0, 3)
+
+
+def test_a_kind_of_nat_of_a_later_version_is_unknown() -> None:
+    wire = encode(DcutrMessage(MessageType.CONNECT, (ADDRESS,), NatKind.NO_UDP))
+    later = wire[:-1] + b"\x63"
+    assert decode(later) == DcutrMessage(MessageType.CONNECT, (ADDRESS,))
