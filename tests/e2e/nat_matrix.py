@@ -161,12 +161,13 @@ def page(cells: Sequence[Cell]) -> str:
     slowest = max(direct, key=lambda cell: cell.seconds)
     today = datetime.datetime.now(datetime.UTC).date()
     runs = len(cells) // len(KINDS) ** 2
+    times = "once" if runs == 1 else f"{runs} times"
     where = f"{slowest.dialler} to {slowest.listener}"
     return f"""# Who reaches whom directly
 
 Measured, not promised: written by `python -m tests.e2e.nat_matrix` on {today}, with real
 daemons in the NAT laboratory (`tests/natlab/README.md` has the kinds), {os.cpu_count()} cores, and
-links of 20 ms: 40 ms to the relay and back, 80 ms between the peers. Each pair {runs} times, none
+links of 20 ms: 40 ms to the relay and back, 80 ms between the peers. Each pair {times}, none
 repeated or left out, by nodes that have never heard of anybody but one relay. The time, the median
 of the runs, is that of `dep2pctl dial ADDRESS --wait-direct 10s` with its own start: until there is
 a direct path, or the answer that there will be none, and why. Every pair talked in the end.

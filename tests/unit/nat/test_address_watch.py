@@ -132,6 +132,30 @@ async def test_an_observer_is_shown_our_tcp_port_once_and_for_a_while() -> None:
 
 
 @virtual_time
+async def test_a_lone_observer_is_asked_at_its_other_address_until_the_mapping_is_known() -> None:
+    network = MemoryNetwork()
+    async with watched(network) as (watch, made):
+        other = Multiaddr.for_udp("198.51.100.2", 4001)
+        await made[OBSERVER].listen([other])
+        await told(made, OBSERVER, MAPPED)
+        await asyncio.sleep(1)  # identify tells the other address
+
+        def dials() -> int:
+            return sum(address == other for _, address in network.dials)
+
+        watch.learn_mapping()
+        watch.learn_mapping()
+        await asyncio.sleep(10)
+        assert dials() == 1
+        assert len(made[US].connections(peer(OBSERVER))) == 1, "it was for the question only"
+        await told(made, SECOND, MAPPED)
+        assert watch.mapping("quic-v1") is MappingBehaviour.ENDPOINT_INDEPENDENT
+        watch.learn_mapping()
+        await asyncio.sleep(10)
+        assert dials() == 1
+
+
+@virtual_time
 async def test_our_tcp_address_is_waited_for_but_not_for_long() -> None:
     ours, theirs = (Multiaddr.for_tcp(f"203.0.113.{n}", 4001) for n in (1, 2))
     mapped = Multiaddr.for_tcp("45.8.2.101", 30001)
