@@ -366,7 +366,10 @@ class Endpoint:
             return  # the sender calls back
         now = self.clock()
         dirty, self._dirty = self._dirty, []
-        for session in dirty:
+        for index, session in enumerate(dirty):
+            if self._sender.is_blocked:  # what is sent now would only wait in memory
+                self._dirty = dirty[index:] + self._dirty
+                return
             session.is_dirty = False
             if session in self._sessions:
                 self._transmit(session, now)

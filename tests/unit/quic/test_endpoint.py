@@ -361,6 +361,28 @@ async def test_a_blocked_socket_holds_everything_back(wire: Any, make_node: Make
     assert not dial.connection.is_closed
 
 
+async def test_who_has_not_sent_when_the_socket_is_full_goes_on_when_it_is_not(
+    wire: Any, make_node: MakeNode
+) -> None:
+    server, client = make_node().listen(), make_node()
+    transmit = client.send
+
+    def send_and_be_full(*args: Any) -> int:
+        client.is_blocked = True
+        result: int = transmit(*args)
+        return result
+
+    client.send = send_and_be_full
+    dials = [client.dial(server) for _ in range(3)]
+    client.endpoint.flush()
+    assert len(wire.sent) == 1
+    assert client.endpoint.has_work
+    client.send, client.is_blocked = transmit, False
+    wire.advance(1)
+    for dial in dials:
+        assert not dial.connection.is_closed
+
+
 async def test_datagrams_grow_once_a_probe_got_through(wire: Any, make_node: MakeNode) -> None:
     server, client = make_node().listen(), make_node()
     ours, theirs = connect(wire, client, server)
