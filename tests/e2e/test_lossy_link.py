@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 BULK: Final = "/test/bulk/1.0.0"
 GOOD, BAD = Impairment(delay_ms=5), Impairment(delay_ms=50, loss_pct=5)
 MEGABYTES_8: Final = 8_000_000
-KILOBYTES_400: Final = 400_000
-"""Some seconds at what 5 % of loss and a round trip of 100 ms leave."""
+MEGABYTE: Final = 1_000_000
+"""Ten seconds at what 5 % of loss and a round trip of 100 ms leave."""
 STALL_SECONDS: Final = 2.0
 
 
@@ -127,8 +127,11 @@ async def test_bulk_data_takes_the_short_way_and_loss_does_not_stall_it() -> Non
         assert direct.sender.share_sent >= AT_LEAST
         assert direct.receiver.share_received >= AT_LEAST
 
+        # A new connection: the old one has a window that no such link would have let it have.
+        assert (await net.alice.ctl("disconnect", net.bob.peer_id)).code == 0
         await asyncio.to_thread(net.lab.set_link, "bob", BAD)
-        lossy = await measured(nodes, net.bob.peer_id, KILOBYTES_400)
+        assert (await net.alice.ctl("dial", address, "--policy=direct")).code == 0
+        lossy = await measured(nodes, net.bob.peer_id, MEGABYTE)
         assert lossy.longest_gap < STALL_SECONDS
         assert lossy.sender.sent_fast > lossy.sender.sent_stock
         assert lossy.receiver.received_fast > lossy.receiver.received_stock
