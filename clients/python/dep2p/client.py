@@ -274,7 +274,8 @@ class Node:
     async def disconnect_relay(self, relay: str, *, timeout: float = CALL_SECONDS) -> str:
         """Give the reservation up and forget the relay.
 
-        `relay` is its peer id, or the host:port it was named by. Returns its peer id; empty when it had not been found yet.
+        `relay` is its peer id, or the host:port it was named by. Returns its peer id, which is
+        empty when it had not been found yet.
         """
         request = relay_service_pb2.DisconnectRelayRequest(peer_id=relay)
         response = await unary(
