@@ -19,7 +19,7 @@ from dep2p_daemon.quic.congestion import RunCongestionControl
 from dep2p_daemon.quic.path_mtu import BASE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from aioquic.quic.rangeset import RangeSet
     from aioquic.quic.recovery import QuicPacketSpace
@@ -116,17 +116,19 @@ class BulkRecovery(QuicPacketRecovery):
         self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
         sent = space.sent_packets
-        acknowledged = list(_find(sent, ack_rangeset))
-        if self.path_mtu.is_suspected and any(p.sent_bytes > BASE_SIZE for p in acknowledged):
-            self.path_mtu.large_acknowledged()
-        is_old = bool(acknowledged) and (acknowledged[-1].sent_time or 0.0) < self._path_began
-        before = [getattr(self, name) for name in _RTT] if is_old else []
-        bulk = [packet for packet in acknowledged if type(packet) is BulkPacket]
+        bulk, left = _find(sent, ack_rangeset)
         # The last one is left to aioquic, which takes the round trip's time from it.
-        last = bulk.pop() if bulk else None
+        if bulk:
+            last = bulk.pop()
+            left = dict(sorted({**left, last.packet_number: last}.items()))
+        if self.path_mtu.is_suspected and any(
+            packet.sent_bytes > BASE_SIZE for packet in (*bulk, *left.values())
+        ):
+            self.path_mtu.large_acknowledged()
+        newest = max((packet.sent_time or 0.0 for packet in left.values()), default=now)
+        before = [getattr(self, name) for name in _RTT] if newest < self._path_began else []
         if bulk:
             self._on_bulk_acknowledged(bulk, now, space)
-        left = {p.packet_number: p for p in acknowledged if p is last or type(p) is not BulkPacket}
         for number in left:
             del sent[number]
         # It lists all packets that are in flight, thousands on a long path: show it what it needs.
@@ -202,14 +204,23 @@ class BulkRecovery(QuicPacketRecovery):
         self.control.on_run_acked(now=now, size=size, sent_time=packets[-1].sent_time or 0.0)
 
 
-def _find(sent: dict[int, QuicSentPacket], numbers: RangeSet) -> Iterator[QuicSentPacket]:
-    """The packets that have one of `numbers`; both are in order."""
+def _find(
+    sent: dict[int, QuicSentPacket], numbers: RangeSet
+) -> tuple[list[BulkPacket], dict[int, QuicSentPacket]]:
+    """The packets that have one of `numbers`: ours, and the others. All are in order."""
+    bulk: list[BulkPacket] = []
+    others: dict[int, QuicSentPacket] = {}
     ranges = iter(numbers)
-    current = next(ranges, None)
+    start = stop = -1
     for number, packet in sent.items():
-        while current is not None and number >= current.stop:
+        while number >= stop:
             current = next(ranges, None)
-        if current is None:
-            return
-        if number >= current.start:
-            yield packet
+            if current is None:
+                return bulk, others
+            start, stop = current.start, current.stop
+        if number >= start:
+            if type(packet) is BulkPacket:
+                bulk.append(packet)
+            else:
+                others[number] = packet
+    return bulk, others
