@@ -50,6 +50,8 @@ class ScriptedGateway:
     pcp: bool = True
     nat_pmp: bool = True
     silent: bool = False
+    answers_lost: bool = False
+    """Does what it is asked for, and nobody hears of it."""
     result: int = 0
     """Answer everything that way."""
     retry: int = 30
@@ -88,6 +90,10 @@ class ScriptedGateway:
         self.changed.set()
         if self.silent or len(data) < 2:
             return None
+        response = self._respond(data, source)
+        return None if self.answers_lost else response
+
+    def _respond(self, data: bytes, source: str) -> bytes | None:
         if data[0] == 2 and self.pcp:
             return self._answer_pcp(data, source)
         if data[0] == 2 and self.nat_pmp:  # RFC 6886, 3.5

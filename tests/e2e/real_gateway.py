@@ -31,6 +31,12 @@ table inet miniupnpd {
 """Its postrouting chain is left out: there it would masquerade as the box's own address, which no
 packet may have in the laboratory."""
 
+DROPS_PCP: Final = """\
+table inet miniupnpd {
+ chain input { type filter hook input priority -1; udp dport 5351 drop; }
+}
+"""
+
 CONFIGURATION: Final = """\
 ext_ifname=wan
 {external}
@@ -61,14 +67,20 @@ class RealGateway:
         self.external = lab.public_address(host)
 
     async def start(
-        self, *, pcp: bool = True, upnp: bool = True, private: str | None = None
+        self,
+        *,
+        pcp: bool = True,
+        drops_pcp: bool = False,
+        upnp: bool = True,
+        private: str | None = None,
     ) -> None:
         """Run it, and wait until it listens.
 
-        `pcp` is NAT-PMP too: there is one switch for both. `private` is an outer address that is
-        no public one: it says no to everything then.
+        `pcp` is NAT-PMP too: there is one switch for both. `drops_pcp`: without a word, where else
+        the closed port is told. `private` is an outer address that is no public one: it says no to
+        everything then.
         """
-        self._nft(TABLES)
+        self._nft(TABLES + DROPS_PCP * drops_pcp)
         if private is not None:
             added = self._lab.run(self._box, ["ip", "address", "add", private, "dev", "wan"])
             assert added.returncode == 0

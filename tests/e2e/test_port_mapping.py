@@ -85,7 +85,7 @@ async def gateway(net: LabNet, protocol: str) -> AsyncIterator[Callable[[], str]
             yield lambda: forwarded(net)
     else:
         async with real_gateway(net.lab) as real:
-            await real.start(pcp=protocol == "pcp")
+            await real.start(pcp=protocol == "pcp", drops_pcp=protocol == "upnp")
             yield real.forwarded
 
 

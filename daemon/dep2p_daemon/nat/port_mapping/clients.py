@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PCP_ATTEMPTS: Final = 3
-"""Packets before the gateway counts as silent: 3 s, 6 s, 12 s; then NAT-PMP is tried."""
+"""Packets before the gateway counts as silent: 3 s, 6 s, 12 s."""
 FAREWELL: Final = (0.25, 0.5)
 """Seconds to wait for the confirmation that a mapping has ended; it dies by itself at worst."""
 MIN_RETRY: Final = 30.0
@@ -45,11 +45,8 @@ NAT_PMP_RETRY: Final = {
 }
 """Seconds; NAT-PMP's refusals do not tell. A router that starts has no outer address yet."""
 NAT_PMP_LONG_RETRY: Final = 600.0
-FIRST_QUESTIONS: Final = 5
-"""Packets of NAT-PMP before the gateway has ever answered one: 7.75 s instead of RFC 6886's
-127.75 s, since UPnP waits for its turn behind it."""
-LOOKS: Final = 4
-"""Packets of a NAT-PMP question for the epoch alone."""
+NAT_PMP_WAITS: Final = nat_pmp.RETRANSMISSIONS[:5]
+"""7.75 s instead of RFC 6886's 127.75 s: whoever asks has other ports, and other protocols."""
 
 
 class PcpClient:
@@ -102,9 +99,11 @@ class PcpClient:
             self._client, nonce, port, suggested=Endpoint(self._anywhere(), 0), lifetime=0
         )
         await self._ask(data, self._acceptor(nonce, port), FAREWELL)
+        # Only now: without it the gateway would let nobody change what it may still map.
+        self._nonces.pop(port, None)
 
     async def look(self) -> None:
-        """Ask for the epoch; sets `restarted`.
+        """Ask for the epoch, which maps nothing; sets `restarted`.
 
         Raises:
             UnreachableError: silence.
@@ -170,14 +169,11 @@ class NatPmpClient:
 
     async def map(self, port: Port, lifetime: int, last: Endpoint | None) -> Granted | Refused:
         """Ask for the gateway's address, and for `port` to be mapped; see `PcpClient.map`."""
-        known = self._epoch.is_known
-        address = await self._ask_address(
-            nat_pmp.RETRANSMISSIONS if known else nat_pmp.RETRANSMISSIONS[:FIRST_QUESTIONS]
-        )
+        address = await self._ask_address()
         if address.address is None:
             return _refused(address.result)
         answer = await self._ask_map(
-            port, port.number if last is None else last.port, lifetime, nat_pmp.RETRANSMISSIONS
+            port, port.number if last is None else last.port, lifetime, NAT_PMP_WAITS
         )
         if answer.result != nat_pmp.Result.SUCCESS:
             return _refused(answer.result)
@@ -189,16 +185,16 @@ class NatPmpClient:
         await self._ask_map(port, 0, 0, FAREWELL)
 
     async def look(self) -> None:
-        """Ask for the epoch; see `PcpClient.look`."""
-        await self._ask_address(nat_pmp.RETRANSMISSIONS[:LOOKS])
+        """Ask for the outer address, which comes with the epoch; see `PcpClient.look`."""
+        await self._ask_address()
 
-    async def _ask_address(self, waits: Iterable[float]) -> nat_pmp.AddressResponse:
+    async def _ask_address(self) -> nat_pmp.AddressResponse:
         def accept(data: bytes) -> nat_pmp.AddressResponse | None:
-            answer = nat_pmp.decode_response(data)
+            answer = _answer_to_nat_pmp(data)
             return answer if isinstance(answer, nat_pmp.AddressResponse) else None
 
         data = nat_pmp.encode_address_request()
-        answer = await self._channel.request(data, accept, waits)
+        answer = await self._channel.request(data, accept, NAT_PMP_WAITS)
         self._note(answer.epoch)
         return answer
 
@@ -206,7 +202,7 @@ class NatPmpClient:
         self, port: Port, external_port: int, lifetime: int, waits: Iterable[float]
     ) -> nat_pmp.MapResponse:
         def accept(data: bytes) -> nat_pmp.MapResponse | None:
-            answer = nat_pmp.decode_response(data)
+            answer = _answer_to_nat_pmp(data)
             if not isinstance(answer, nat_pmp.MapResponse) or answer.transport != port.transport:
                 return None
             return answer if answer.internal_port in (port.number, None) else None
@@ -225,9 +221,13 @@ class NatPmpClient:
 class Client(TypingProtocol):
     """A protocol that is spoken with one gateway."""
 
-    protocol: ClassVar[Protocol]
     restarted: bool
     """The gateway has lost its mappings; whoever makes them anew clears this."""
+
+    @property
+    def protocol(self) -> Protocol:
+        """Which one."""
+        ...
 
     async def map(self, port: Port, lifetime: int, last: Endpoint | None) -> Granted | Refused:
         """See `PcpClient.map`."""
@@ -252,8 +252,16 @@ class ClientKind:
     make: Callable[[Channel, Gateway, Callable[[], float], Random], Client]
 
 
+def _answer_to_nat_pmp(
+    data: bytes,
+) -> nat_pmp.AddressResponse | nat_pmp.MapResponse | None:
+    answer = nat_pmp.decode_response(data)
+    # Never said to a question of this version, but to PCP's, which is asked from the same socket.
+    return None if answer.result == nat_pmp.Result.UNSUPPORTED_VERSION else answer
+
+
 def _upnp(channel: Channel, gateway: Gateway, now: Callable[[], float], random: Random) -> Client:
-    # Here, because most gateways answer before it comes to UPnP, and most machines have none.
+    # Here, because it is of no use to servers, which have no gateway that translates.
     from dep2p_daemon.nat.port_mapping.upnp import UpnpClient
 
     return UpnpClient(channel, gateway, now, random)
@@ -264,7 +272,7 @@ CLIENTS: Final = (
     ClientKind(Protocol.NAT_PMP, (4,), NatPmpClient),
     ClientKind(Protocol.UPNP, (4,), _upnp),
 )
-"""In the order in which they are tried."""
+"""The best first."""
 
 
 def _refused(result: int) -> Refused:

@@ -79,14 +79,10 @@ def parse_ipv6_routes(text: str) -> list[Route]:
 
 def default_gateway(version: int) -> Gateway | None:
     """The default gateway of an IP version, 4 or 6; None without one. Reads small files."""
-    path, parse = (
-        (_ROUTES_V4, parse_ipv4_routes)
-        if version == 4
-        else (
-            _ROUTES_V6,
-            parse_ipv6_routes,
-        )
-    )
+    if version == 4:
+        path, parse = _ROUTES_V4, parse_ipv4_routes
+    else:
+        path, parse = _ROUTES_V6, parse_ipv6_routes
     try:
         routes = parse(path.read_text())
     except OSError:

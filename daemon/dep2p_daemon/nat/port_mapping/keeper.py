@@ -8,6 +8,7 @@ for its epoch, which tells that it was restarted and has lost everything.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -15,36 +16,26 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from dep2p_daemon.errors import ProtocolNotSupportedError, UnreachableError
+from dep2p_daemon.errors import Dep2pError, UnreachableError
 from dep2p_daemon.nat.port_mapping.clients import CLIENTS, Client, ClientKind
+from dep2p_daemon.nat.port_mapping.protocol_search import ClientSearch
 from dep2p_daemon.nat.port_mapping.status import GatewayStatus, PortMapping
-from dep2p_daemon.nat.port_mapping.terms import (
-    NO_OUTER_ADDRESS,
-    SILENT,
-    Endpoint,
-    Granted,
-    Port,
-    Refused,
-)
+from dep2p_daemon.nat.port_mapping.terms import SILENT, Endpoint, Granted, Port, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from dep2p_daemon.nat.port_mapping.channel import Channel
     from dep2p_daemon.nat.port_mapping.gateway import Gateway
-    from dep2p_daemon.nat.port_mapping.terms import Protocol
 
 _log = structlog.get_logger(__name__)
 
 MIN_RENEWAL: Final = 4.0
 """Seconds between two requests for one port (RFC 6887, 11.2.1)."""
+RESTART_QUIET: Final = 3600.0
+"""Seconds between two lines in the log on restarts: a broken clock looks like one each minute."""
 RENEWAL_JITTER: Final = 1 / 8
 """Of the life: renewals fall between 1/2 and 5/8 of it, so that hosts do not come together."""
-
-_REMEDY: Final = (
-    "allow port mapping (UPnP, NAT-PMP, PCP) in the router's settings, or forward the port there "
-    "by hand"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +64,11 @@ class _Lease:
     """When to ask (again)."""
     error: str = ""
 
+    @property
+    def may_exist(self) -> bool:
+        """Whether the gateway may have it: an answer may be under way, or lost."""
+        return self.external is not None or (self.asked > 0 and self.error in ("", SILENT))
+
 
 @dataclass(slots=True)
 class GatewayKeeper:
@@ -86,13 +82,14 @@ class GatewayKeeper:
     random: random.Random = field(default_factory=random.SystemRandom)
     client: Client | None = None
     """None until a protocol has worked."""
-    clients: tuple[ClientKind, ...] = CLIENTS
-    """In the order in which they are tried."""
+    clients: Sequence[ClientKind] = CLIENTS
+    """The best first, which are also tried first."""
     retry_after: float = 0.0
     """Seconds in which to not ask the gateway again, if it refused; 0: it did not say."""
     _leases: dict[Port, _Lease] = field(default_factory=dict)
     _dropped: set[Port] = field(default_factory=set)
     """Not wanted any more, and to be unmapped."""
+    _restart_told: float = -math.inf
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -157,13 +154,13 @@ class GatewayKeeper:
             while self._dropped:
                 await self._end(client, self._dropped.pop())
             for port in [p for p, lease in self._leases.items() if lease.due <= self._now()]:
-                await self._renew(client, port)
+                if port in self._leases:  # still wanted, after the renewals before it
+                    await self._renew(client, port)
             if self._now() >= look_at:
                 look_at = self._now() + self.settings.look_interval
                 await self._look(client)
             if client.restarted:
                 client.restarted = False
-                _log.info("the gateway was restarted", gateway=str(self.gateway.address))
                 self._all_lost()
             await self._sleep_until(
                 min([look_at, *(self._next(lease) for lease in self._leases.values())])
@@ -172,7 +169,8 @@ class GatewayKeeper:
     async def remove_all(self) -> None:
         """End all mappings, as far as the gateway confirms it in time. Call it after `run`."""
         client = self.client
-        mapped = [port for port, lease in self._leases.items() if lease.external is not None]
+        mapped = [port for port, lease in self._leases.items() if lease.may_exist]
+        mapped += self._dropped
         if client is None or not mapped:
             return
         try:
@@ -182,8 +180,9 @@ class GatewayKeeper:
                 )
         except TimeoutError as error:
             results = [error]
-        for port in mapped:
-            self._leases[port].external = None
+        self._dropped.clear()
+        for lease in self._leases.values():
+            lease.external, lease.asked = None, 0.0
         failed = [repr(result) for result in results if result is not None]
         _log.info("port mappings removed", ports=len(mapped), failed=failed)
 
@@ -191,49 +190,23 @@ class GatewayKeeper:
 
     async def _choose(self) -> Client:
         """Find the protocol that maps our first port."""
-        refusal: UnreachableError | None = None
-        error: UnreachableError | ProtocolNotSupportedError | None = None
-        port = next(iter(self._leases))
-        for kind in self.clients:
-            if self.gateway.address.version not in kind.versions:
-                continue
-            client = kind.make(self.channel, self.gateway, self._now, self.random)
-            try:
-                answer = await client.map(port, self.settings.lifetime, None)
-            except (UnreachableError, ProtocolNotSupportedError) as failure:
-                _log.debug("no port mapping", protocol=kind.protocol.value, error=failure.message)
-                if error is None or error.reason == SILENT:
-                    error = failure
-                continue
-            if isinstance(answer, Granted):
-                self.client = client
-                self._take(port, answer)
-                return client
-            self.retry_after = max(self.retry_after, answer.retry_after)
-            if refusal is None or answer.reason == NO_OUTER_ADDRESS:  # that tells the most
-                refusal = self._refusal(kind.protocol, answer)
-        if refusal is not None:
-            raise refusal
-        if error is not None and error.reason != SILENT:
-            raise error
-        names = ", ".join(kind.protocol.word for kind in self.clients)
-        raise UnreachableError(
-            f"the gateway {self.gateway.address} does not answer to {names}",
-            reason=SILENT,
-            remedy=_REMEDY,
-            gateway=self.gateway.address,
+        version, port = self.gateway.address.version, next(iter(self._leases))
+        search = ClientSearch(
+            [
+                kind.make(self.channel, self.gateway, self._now, self.random)
+                for kind in self.clients
+                if version in kind.versions
+            ],
+            self.gateway.address,
+            self._now,
         )
-
-    def _refusal(self, protocol: Protocol, answer: Refused) -> UnreachableError:
-        why = f"{protocol.word}: {answer.reason}"
-        if answer.reason == NO_OUTER_ADDRESS:
-            why += "; it is offline, or behind another NAT"
-        return UnreachableError(
-            f"the gateway {self.gateway.address} refuses to map ports ({why})",
-            reason=answer.reason,
-            remedy=_REMEDY,
-            gateway=self.gateway.address,
-        )
+        try:
+            self.client, granted = await search.run(port, self.settings.lifetime)
+        except Dep2pError:
+            self.retry_after = search.retry_after
+            raise
+        self._take(port, granted)
+        return self.client
 
     async def _renew(self, client: Client, port: Port) -> None:
         lease = self._leases[port]
@@ -246,7 +219,7 @@ class GatewayKeeper:
         if isinstance(answer, Granted):
             self._take(port, answer)
             return
-        now = self._now()
+        now, before = self._now(), (lease.error, lease.external)
         if lease.external is not None and lease.expires <= now:
             lease.external = None
         lease.error = answer.reason
@@ -258,6 +231,8 @@ class GatewayKeeper:
             raise answer
         else:
             lease.due = now + self.settings.look_interval
+        if (lease.error, lease.external) == before:
+            return
         _log.info(
             "a port is not mapped" if lease.external is None else "a mapping was not renewed",
             port=port.number,
@@ -305,6 +280,9 @@ class GatewayKeeper:
     def _all_lost(self) -> None:
         """Have all ports mapped anew, soon: what is not mapped again by then is gone."""
         now = self._now()
+        if now >= self._restart_told + RESTART_QUIET:
+            self._restart_told = now
+            _log.info("the gateway was restarted", gateway=str(self.gateway.address))
         for lease in self._leases.values():
             # Not at once again: a gateway whose clock is broken must not keep us busy.
             lease.due = min(lease.due, max(now, lease.asked + MIN_RENEWAL))

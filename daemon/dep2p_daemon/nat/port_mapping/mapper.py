@@ -10,6 +10,7 @@ AutoNAT servers could not connect to is taken back, for a gateway may err or lie
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
@@ -27,12 +28,13 @@ from dep2p_daemon.nat.reachability import AddressReachability, Verdict
 from dep2p_daemon.swarm.events import AddressesChanged, NetworkChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.nat.port_mapping.channel import Channel
     from dep2p_daemon.nat.port_mapping.clients import ClientKind
     from dep2p_daemon.nat.port_mapping.gateway import Gateway
+    from dep2p_daemon.nat.port_mapping.terms import IPAddress, Protocol
     from dep2p_daemon.swarm.swarm import Swarm
 
 _log = structlog.get_logger(__name__)
@@ -40,6 +42,10 @@ _log = structlog.get_logger(__name__)
 VERSIONS: Final = (4, 6)
 MAX_PORTS: Final = 8
 """Mapped at one gateway."""
+MAX_KNOWN_GATEWAYS: Final = 8
+"""Whose protocol is remembered; the oldest is forgotten first."""
+_ANY: Final = Port(Transport.UDP, 1)
+"""Stands for every port where only the address counts."""
 _TRANSPORTS: Final = {"quic-v1": Transport.UDP, "tcp": Transport.TCP}
 
 NO_GATEWAY: Final = ("NO_GATEWAY", "there is no default route through a gateway")
@@ -66,7 +72,8 @@ class PortMapperSettings:
     retry: float = 600.0
     """Until a gateway that maps nothing is asked again, if the network does not change before."""
     route_interval: float = 15.0
-    """Between two looks at the default route and at AutoNAT's verdicts."""
+    """Between two looks at the default route and at AutoNAT's verdicts; and until a gateway that
+    did map, and does no more, is asked again."""
     refuted_for: float = 600.0
     """Until an address that could not be connected to is told, and judged, again."""
 
@@ -82,7 +89,7 @@ class PortMapper:
         find_gateway: Callable[[int], Gateway | None] = default_gateway,
         open_channel: Callable[[Gateway], Awaitable[Channel]] = open_channel,
         is_public: Callable[[Multiaddr], bool] = is_public,
-        clients: tuple[ClientKind, ...] = CLIENTS,
+        clients: Sequence[ClientKind] = CLIENTS,
         verdicts: Callable[[], Iterable[AddressReachability]] = tuple,
     ) -> None:
         """`verdicts` are AutoNAT's on our addresses.
@@ -99,6 +106,8 @@ class PortMapper:
         self._refuted: dict[Multiaddr, float] = {}
         """Addresses that are not told, and until when."""
         self._keepers: dict[int, GatewayKeeper] = {}
+        self._spoken: dict[tuple[IPAddress, str], Protocol] = {}
+        """What worked last at a gateway, by its address and interface."""
         self._idle = {version: GatewayStatus(version=version) for version in VERSIONS}
         self._changed = {version: asyncio.Event() for version in VERSIONS}
         self._retry_after = dict.fromkeys(VERSIONS, 0.0)
@@ -229,17 +238,18 @@ class PortMapper:
             await self._open_channel(gateway),
             self._settings.keeper,
             self._tell,
-            clients=self._clients,
+            clients=self._clients_for(gateway),
         )
         keeper.set_ports(self._ports(gateway))
         self._keepers[version] = keeper
         running = asyncio.create_task(keeper.run(), name="port mapping gateway")
+        stopping = False
         try:
             while self._find_gateway(version) == gateway:
                 if self._obstacle(version, gateway) is not None:
                     await _end(running)
                     await keeper.remove_all()
-                    break
+                    return
                 keeper.set_ports(self._ports(gateway))
                 self._judge()
                 self._changed[version].clear()
@@ -247,19 +257,29 @@ class PortMapper:
                 if running.done():
                     await running
         except asyncio.CancelledError:
-            # The node stops: `__aexit__` says goodbye and closes.
+            stopping = True  # `__aexit__` says goodbye and closes
+            raise
+        finally:
             await _end(running)
-            raise
-        except BaseException:
-            self._drop(version)
-            raise
-        await _end(running)
-        self._drop(version)
+            if not stopping:
+                self._drop(version)
+
+    def _clients_for(self, gateway: Gateway) -> list[ClientKind]:
+        """The protocols, what worked last time at this gateway first."""
+        spoken = self._spoken.get((gateway.address, gateway.interface))
+        return sorted(self._clients, key=lambda kind: kind.protocol is not spoken)
 
     def _drop(self, version: int) -> None:
         keeper = self._keepers.pop(version)
         keeper.channel.close()
         self._retry_after[version] = keeper.retry_after
+        if keeper.client is not None:
+            self._retry_after[version] = self._settings.route_interval
+            known = (keeper.gateway.address, keeper.gateway.interface)
+            self._spoken.pop(known, None)
+            self._spoken[known] = keeper.client.protocol
+            if len(self._spoken) > MAX_KNOWN_GATEWAYS:
+                del self._spoken[next(iter(self._spoken))]
         self._tell()
 
     def _obstacle(self, version: int, gateway: Gateway | None) -> tuple[str, str] | None:
@@ -330,23 +350,13 @@ class PortMapper:
             self._swarm.events.publish(PortMappingChanged(status))
 
 
-_ANY: Final = Port(Transport.UDP, 1)
-
-
 def _idle(version: int, gateway: Gateway | None, why: tuple[str, str]) -> GatewayStatus:
     address = None if gateway is None else gateway.address
     return GatewayStatus(version=version, gateway=address, error=why[0], detail=why[1])
 
 
 def _with_error(status: GatewayStatus, why: tuple[str, str]) -> GatewayStatus:
-    return GatewayStatus(
-        version=status.version,
-        gateway=status.gateway,
-        protocol=status.protocol,
-        mappings=status.mappings,
-        error=why[0],
-        detail=why[1],
-    )
+    return dataclasses.replace(status, error=why[0], detail=why[1])
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -111,11 +111,6 @@ class Epoch:
     def __init__(self) -> None:
         self._last: tuple[int, float] | None = None
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the gateway has ever told it."""
-        return self._last is not None
-
     def restarted(self, epoch: int, now: float) -> bool:
         """Take the epoch of a response; True: the gateway's clock began anew."""
         last, self._last = self._last, (epoch, now)

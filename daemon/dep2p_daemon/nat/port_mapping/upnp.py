@@ -1,4 +1,4 @@
-"""Port mapping by UPnP-IGD: the third client, for gateways that speak neither PCP nor NAT-PMP.
+"""Port mapping by UPnP-IGD: the third client; most home routers speak nothing else.
 
 UPnP has no epoch: that the gateway has lost its mappings shows when it is asked for one of them.
 It has no secrets either; `lan.py` sees to it that only the gateway is asked and believed.
