@@ -181,6 +181,21 @@ class BulkRecovery(QuicPacketRecovery):
                 probes = [space.sent_packets.get(number) for number in self.mtu_probes]
                 self.expire([probe for probe in probes if probe is not None], now, space)
         super().reschedule_data(now=now, speed_up_handshake=speed_up_handshake)
+        if self.handshake_confirmed:
+            self._expire_oldest(now)
+
+    def _expire_oldest(self, now: float) -> None:
+        """Let the data of one more packet go with a probe: both are seldom lost.
+
+        Two datagrams a probe timeout are what RFC 9002 section 6.2.4 allows.
+        """
+        for space in self.spaces:
+            if space.is_application_data:
+                oldest = next(
+                    (one for one in space.sent_packets.values() if one.is_ack_eliciting), None
+                )
+                if oldest is not None:
+                    self.expire([oldest], now, space)
 
     def expire(self, packets: list[QuicSentPacket], now: float, space: QuicPacketSpace) -> None:
         """Give packets up that never left, as lost without congestion."""

@@ -447,3 +447,15 @@ def test_what_is_left_of_the_window_is_used_too() -> None:
     assert connection.counters.sent_stock == 0
     assert connection.counters.sent_fast == 11
     assert 12_490 <= connection._loss.bytes_in_flight <= 12_500
+
+
+def test_a_probe_timeout_sends_data_twice() -> None:
+    connection = bulk_connection()
+    connection._loss._cc.congestion_window = 5 * 1200
+    assert len(connection.transmit(1.0, acknowledge=True)) == 5
+    assert connection.transmit(1.0, acknowledge=True) == []
+    at = connection.get_timer()
+    connection.timer_fired(at)
+    assert connection._loss._pto_count == 1
+    probes = [data for data, _ in connection.transmit(at, acknowledge=True)]
+    assert [len(data) for data in probes] == [1200, 1200]
