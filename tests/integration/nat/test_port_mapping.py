@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 from tests.memory_nodes import swarms
 from tests.scripted_gateway import ScriptedGateway, serve
 from tests.waiting import until
@@ -200,6 +201,21 @@ async def test_another_network_another_gateway() -> None:
             await until(lambda: len(made.external_addresses) == 2)
             assert {str(a.ip) for a in made.external_addresses} == {"45.8.2.102"}
         assert there.mappings == {}
+
+
+async def test_a_gateway_that_is_lost_again_is_logged_again() -> None:
+    """And maps again what it has not forgotten: the nonces are the same."""
+    async with serve(router(), LOCAL) as port:
+        way = Way(port)
+        async with mapper(way) as (made, _, _):
+            with capture_logs() as lines:
+                for _ in range(2):
+                    way.gateway = GATEWAY
+                    await until(lambda: set(made.external_addresses) == OUTSIDE)
+                    way.gateway = None
+                    await until(lambda: status(made).error == "NO_GATEWAY")
+    told = [line["reason"] for line in lines if line.get("ip_version") == 4]
+    assert told == ["NO_GATEWAY"] * 2
 
 
 async def test_after_a_change_of_network_the_same_gateway_may_be_another() -> None:

@@ -6,6 +6,7 @@ none) for the same transport and port. UPnP's client is in `upnp.py`.
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import secrets
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from dep2p_daemon.nat.port_mapping.channel import Channel
     from dep2p_daemon.nat.port_mapping.gateway import Gateway
 
-T = TypeVar("T")
+_NONCE_KEY: Final = secrets.token_bytes(32)
+"""Of this process: nobody else can guess a nonce."""
 PCP_ATTEMPTS: Final = 3
 """Packets before the gateway counts as silent: 3 s, 6 s, 12 s."""
 FAREWELL: Final = (0.25, 0.5)
@@ -59,9 +61,9 @@ class PcpClient:
     ) -> None:
         self._channel = channel
         self._client = gateway.local
+        self._server = gateway.address
         self._now = now
         self._random = random
-        self._nonces: dict[Port, bytes] = {}
         self._epoch = pcp.Epoch()
         self.restarted = False
         """The gateway has lost its mappings; whoever makes them anew clears this."""
@@ -73,7 +75,7 @@ class PcpClient:
             UnreachableError: silence.
             ProtocolNotSupportedError: the gateway does not speak PCP.
         """
-        nonce = self._nonces.setdefault(port, secrets.token_bytes(pcp.NONCE_BYTES))
+        nonce = self._nonce(port)
         suggested = last or Endpoint(self._anywhere(), port.number)
         data = pcp.encode_map_request(
             self._client, nonce, port, suggested=suggested, lifetime=lifetime
@@ -92,15 +94,11 @@ class PcpClient:
             UnreachableError: silence.
             ProtocolNotSupportedError: see `map`.
         """
-        nonce = self._nonces.get(port)
-        if nonce is None:
-            return
+        nonce = self._nonce(port)
         data = pcp.encode_map_request(
             self._client, nonce, port, suggested=Endpoint(self._anywhere(), 0), lifetime=0
         )
         await self._ask(data, self._acceptor(nonce, port), FAREWELL)
-        # Only now: without it the gateway would let nobody change what it may still map.
-        self._nonces.pop(port, None)
 
     async def look(self) -> None:
         """Ask for the epoch, which maps nothing; sets `restarted`.
@@ -115,6 +113,15 @@ class PcpClient:
             return None if isinstance(answer, pcp.MapResponse) else answer
 
         await self._ask(pcp.encode_announce_request(self._client), accept, self._waits())
+
+    def _nonce(self, port: Port) -> bytes:
+        """The same each time, also of the next client.
+
+        With another one the gateway would refuse to change (11.3) what it still maps from before
+        the route was gone.
+        """
+        which = f"{self._client} {self._server} {port.transport} {port.number}"
+        return hmac.digest(_NONCE_KEY, which.encode(), "sha256")[: pcp.NONCE_BYTES]
 
     def _acceptor(
         self, nonce: bytes, port: Port

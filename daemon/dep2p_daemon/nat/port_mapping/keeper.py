@@ -90,6 +90,7 @@ class GatewayKeeper:
     _dropped: set[Port] = field(default_factory=set)
     """Not wanted any more, and to be unmapped."""
     _restart_told: float = -math.inf
+    """When the log was last told of a restart."""
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -144,7 +145,6 @@ class GatewayKeeper:
         Raises:
             UnreachableError: no protocol works, or the gateway fell silent and all has expired.
             ProtocolNotSupportedError: the gateway speaks another protocol than before.
-            OSError: the network is gone.
         """
         client = await self._choose()
         look_at = self._now() + self.settings.look_interval

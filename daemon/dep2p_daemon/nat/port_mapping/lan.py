@@ -12,6 +12,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+import structlog
 from typing_extensions import override
 
 from dep2p_daemon.errors import UnreachableError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from dep2p_daemon.nat.port_mapping.gateway import Gateway
     from dep2p_daemon.nat.port_mapping.igd import Url
+
+_log = structlog.get_logger(__name__)
 
 SEARCHES: Final = (0.0, 0.5, 1.0)
 """Seconds at which all is asked for; datagrams get lost."""
@@ -67,28 +70,34 @@ class GatewayLan:
 
     async def search(self) -> tuple[bytes, ...]:
         """See `Lan`."""
-        loop = asyncio.get_running_loop()
         responses = _Responses(str(self.gateway.address))
-        with contextlib.suppress(OSError):
-            transport, _ = await loop.create_datagram_endpoint(
+        try:
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
                 lambda: responses, sock=self._socket()
             )
-            try:
-                start = loop.time()
-                for at in SEARCHES:
-                    await responses.wait(start + at - loop.time())
-                    if responses.received:
-                        break
-                    for target in ssdp.TARGETS:
-                        data = ssdp.encode_search(target)
-                        for host in (str(self.gateway.address), ssdp.GROUP):
-                            transport.sendto(data, (host, self.port))
-                await responses.wait(start + SEARCH_TIMEOUT - loop.time())
-                if responses.received:
-                    await asyncio.sleep(AFTER_FIRST)
-            finally:
-                transport.close()
+        except OSError as error:
+            _log.debug("no search for UPnP", error=str(error))
+            return ()
+        try:
+            await self._search(transport, responses)
+        finally:
+            transport.close()
         return tuple(dict.fromkeys(responses.received))
+
+    async def _search(self, transport: asyncio.DatagramTransport, responses: _Responses) -> None:
+        now = asyncio.get_running_loop().time
+        start = now()
+        for at in SEARCHES:
+            await responses.wait(start + at - now())
+            if responses.received:
+                break
+            for target in ssdp.TARGETS:
+                data = ssdp.encode_search(target)
+                for host in (str(self.gateway.address), ssdp.GROUP):
+                    transport.sendto(data, (host, self.port))
+        await responses.wait(start + SEARCH_TIMEOUT - now())
+        if responses.received:
+            await asyncio.sleep(AFTER_FIRST)
 
     async def request(
         self, url: Url, *, headers: Mapping[str, str] | None = None, body: bytes = b""

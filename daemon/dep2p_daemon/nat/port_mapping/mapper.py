@@ -73,7 +73,7 @@ class PortMapperSettings:
     """Until a gateway that maps nothing is asked again, if the network does not change before."""
     route_interval: float = 15.0
     """Between two looks at the default route and at AutoNAT's verdicts; and until a gateway that
-    did map, and does no more, is asked again."""
+    did map, and does no more, is asked again (once in each `retry`)."""
     refuted_for: float = 600.0
     """Until an address that could not be connected to is told, and judged, again."""
 
@@ -111,6 +111,9 @@ class PortMapper:
         self._idle = {version: GatewayStatus(version=version) for version in VERSIONS}
         self._changed = {version: asyncio.Event() for version in VERSIONS}
         self._retry_after = dict.fromkeys(VERSIONS, 0.0)
+        """Seconds in which to not ask again the gateway that failed last; 0: it did not say."""
+        self._patient_until = dict.fromkeys(VERSIONS, 0.0)
+        """When a gateway that stops mapping may be asked again soon, the next time."""
         self._tasks = asyncio.TaskGroup()
         self._work: list[asyncio.Task[None]] = []
         self._told: tuple[GatewayStatus, ...] = ()
@@ -233,6 +236,7 @@ class PortMapper:
 
     async def _keep(self, version: int, gateway: Gateway) -> None:
         """Keep the ports mapped until the network has changed."""
+        self._retry_after[version] = 0.0
         keeper = GatewayKeeper(
             gateway,
             await self._open_channel(gateway),
@@ -274,13 +278,22 @@ class PortMapper:
         keeper.channel.close()
         self._retry_after[version] = keeper.retry_after
         if keeper.client is not None:
-            self._retry_after[version] = self._settings.route_interval
-            known = (keeper.gateway.address, keeper.gateway.interface)
-            self._spoken.pop(known, None)
-            self._spoken[known] = keeper.client.protocol
-            if len(self._spoken) > MAX_KNOWN_GATEWAYS:
-                del self._spoken[next(iter(self._spoken))]
+            self._remember(keeper.gateway, keeper.client.protocol)
+            # What was wrong before it worked is history, and news if it is wrong again.
+            self._idle[version] = GatewayStatus(version=version)
+            # One that maps and fails, over and over, must not keep us busy.
+            now = asyncio.get_running_loop().time()
+            if now >= self._patient_until[version]:
+                self._patient_until[version] = now + self._settings.retry
+                self._retry_after[version] = self._settings.route_interval
         self._tell()
+
+    def _remember(self, gateway: Gateway, spoken: Protocol) -> None:
+        known = (gateway.address, gateway.interface)
+        self._spoken.pop(known, None)  # to the end: the first is forgotten first
+        self._spoken[known] = spoken
+        if len(self._spoken) > MAX_KNOWN_GATEWAYS:
+            del self._spoken[next(iter(self._spoken))]
 
     def _obstacle(self, version: int, gateway: Gateway | None) -> tuple[str, str] | None:
         """Why there is nothing to map."""
