@@ -13,7 +13,10 @@ aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is 
 - keys are updated in time, and the AEADs' limits are kept (`one_rtt_keys.py`);
 - pacing suits asyncio's timers, and a send pass is bounded;
 - an acknowledgement can go out at the end of a batch instead of a millisecond later;
-- datagrams grow beyond 1200 bytes only after a probe of that size got through (RFC 8899).
+- datagrams grow beyond 1200 bytes only after a probe of that size got through (RFC 8899);
+- the pieces in which a stream arrives are bounded (`fragments.py`), and so is what is kept of
+  one that is sent;
+- who acknowledges what was never sent is found out.
 
 `tests/unit/quic/test_aioquic_connection.py` fails when a release of aioquic breaks one of them.
 """
@@ -25,7 +28,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aioquic import tls
 from aioquic.quic.connection import QuicConnection as StockConnection
-from aioquic.quic.connection import QuicConnectionId, QuicConnectionState
+from aioquic.quic.connection import (
+    QuicConnectionError,
+    QuicConnectionId,
+    QuicConnectionState,
+)
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import (
     QuicErrorCode,
@@ -37,6 +44,7 @@ from typing_extensions import override
 from dep2p_daemon.quic.after_handshake import discard_handshake, share_handlers
 from dep2p_daemon.quic.bulk_receive import receive_bulk
 from dep2p_daemon.quic.bulk_send import MAX_STOCK_DATAGRAM
+from dep2p_daemon.quic.fragments import bound_fragments
 from dep2p_daemon.quic.mtu_probe import build_mtu_probe
 from dep2p_daemon.quic.one_rtt_keys import OneRttKeys
 from dep2p_daemon.quic.pacer import BurstPacer
@@ -46,7 +54,9 @@ from dep2p_daemon.quic.recovery import BulkRecovery
 from dep2p_daemon.quic.send_pass import send_pass
 
 if TYPE_CHECKING:
+    from aioquic._buffer import Buffer
     from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.connection import QuicReceiveContext
     from aioquic.quic.recovery import QuicPacketSpace
     from aioquic.quic.stream import QuicStream as StockStream
     from cryptography import x509
@@ -56,6 +66,10 @@ if TYPE_CHECKING:
 
 BLACK_HOLE_TIMEOUTS: Final = 2
 """Probe timeouts in a row after which large datagrams are suspected."""
+
+MAX_KEPT_WINDOWS: Final = 8
+"""Congestion windows of a stream's data that are kept for retransmission: each time that a packet
+is lost again costs one, and makes them smaller."""
 
 _ENDED: Final = frozenset({QuicConnectionState.DRAINING, QuicConnectionState.TERMINATED})
 
@@ -122,6 +136,8 @@ class AioquicConnection(StockConnection):
         self.tls._request_client_certificate = not self._is_client
         # P-384 and X448 shares cost as much as the rest of the handshake and nobody needs them.
         self.tls._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]
+        for stream in self._crypto_streams.values():
+            bound_fragments(stream)
 
     @property
     def peer_certificates(self) -> list[x509.Certificate]:
@@ -233,6 +249,16 @@ class AioquicConnection(StockConnection):
             self.counters.received_stock += len(datagrams)
         if self.one_rtt_keys.limit_reached:
             self._end_at_aead_limit()
+
+    @override
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        super()._handle_ack_frame(context, frame_type, buf)
+        if self._spaces[context.epoch].largest_acked_packet >= self._packet_number:
+            raise QuicConnectionError(  # RFC 9000 section 13.1
+                error_code=QuicErrorCode.PROTOCOL_VIOLATION,
+                frame_type=frame_type,
+                reason_phrase="a packet is acknowledged that was never sent",
+            )
 
     def transmit(self, now: float, *, acknowledge: bool) -> list[tuple[bytes, Any]]:
         """Build what may be sent now, at most one pass of it.
@@ -364,6 +390,22 @@ class AioquicConnection(StockConnection):
         self._get_or_create_stream_for_send(stream_id)
         return stream_id
 
+    @override
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> StockStream:
+        known = len(self._streams_queue)
+        stream = super()._get_or_create_stream(frame_type, stream_id)
+        for new in self._streams_queue[known:]:
+            bound_fragments(new)
+        return stream
+
+    @override
+    def _get_or_create_stream_for_send(self, stream_id: int) -> StockStream:
+        known = len(self._streams_queue)
+        stream = super()._get_or_create_stream_for_send(stream_id)
+        for new in self._streams_queue[known:]:
+            bound_fragments(new)
+        return stream
+
     def knows_stream(self, stream_id: int) -> bool:
         """Whether aioquic keeps state of the stream: it forgets finished ones."""
         return stream_id in self._streams
@@ -372,6 +414,20 @@ class AioquicConnection(StockConnection):
         """Bytes written to the stream that were never sent."""
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
+
+    def room(self, stream_id: int, most: int) -> int:
+        """Bytes that may be written to the stream now, of which `most` may be unsent.
+
+        What was sent is kept from the first byte on that the peer has not acknowledged. One that
+        never acknowledges it, but all the rest, must not make us keep everything.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return most
+        sender = stream.sender
+        kept = sender._buffer_stop - sender._buffer_start
+        most_kept = most + MAX_KEPT_WINDOWS * self._loss.congestion_window
+        return min(most - self.unsent(stream_id), most_kept - kept)
 
     def stop_receiving(self, stream_id: int, code: int) -> None:
         """Send STOP_SENDING, once, unless the peer has already sent everything."""
@@ -401,10 +457,17 @@ class AioquicConnection(StockConnection):
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.receiver.highest_offset
 
-    def undelivered(self, stream_id: int, delivered: int) -> int:
-        """Bytes of the stream that count as received but will never be delivered, after a reset."""
+    def drop_undelivered(self, stream_id: int, delivered: int) -> int:
+        """Free what a reset stream still has beyond gaps: it may be kept for its other half.
+
+        Returns the bytes that count as received and will never be delivered.
+        """
         stream = self._streams.get(stream_id)
-        return 0 if stream is None else stream.receiver.highest_offset - delivered
+        if stream is None:
+            return 0
+        stream.receiver._buffer = bytearray()
+        bound_fragments(stream)
+        return stream.receiver.highest_offset - delivered
 
     def raise_connection_limit(self, limit: int) -> None:
         """Let the peer send up to `limit` bytes on all streams together."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aioquic import tls
-from aioquic.quic.connection import QuicConnectionState
+from aioquic.quic.connection import QuicConnectionError, QuicConnectionState
 from aioquic.quic.events import StreamDataReceived
 from aioquic.quic.packet import QuicStreamFrame, decode_packet_number
 from aioquic.quic.recovery import MAX_ACK_RANGES
@@ -257,7 +257,7 @@ class _Run:
         self._deliver()
         try:
             event = receiver.handle_frame(QuicStreamFrame(data=data, fin=fin, offset=offset))
-        except FinalSizeError:
+        except (FinalSizeError, QuicConnectionError):
             return False
         if event is not None:
             self._connection._events.append(event)

@@ -91,7 +91,7 @@ class StreamSet:
 
     def room(self, stream: QuicStream) -> int:
         """Bytes that may be written now."""
-        return self._settings.send_buffer - self._quic.unsent(stream.id)
+        return self._quic.room(stream.id, self._settings.send_buffer)
 
     def wait_for_room(self, stream: QuicStream) -> asyncio.Future[None]:
         """Return a future that is done when half of the send buffer is free."""
@@ -199,8 +199,8 @@ class StreamSet:
         """Wake writers that have room again; let go of what aioquic has forgotten."""
         quic = self._quic
         if self._full:
-            low = self._settings.send_buffer // 2
-            for stream in [s for s in self._full if quic.unsent(s.id) <= low]:
+            buffer = self._settings.send_buffer
+            for stream in [s for s in self._full if 2 * quic.room(s.id, buffer) >= buffer]:
                 self._full.discard(stream)
                 stream.on_room()
         if self._ended:
@@ -224,7 +224,7 @@ class StreamSet:
         """The peer reset its half."""
         stream = self._find(event.stream_id)
         # What the peer sent and we never got counts as consumed: it will not come.
-        missing = self._quic.undelivered(event.stream_id, stream.delivered)
+        missing = self._quic.drop_undelivered(event.stream_id, stream.delivered)
         stream.delivered += missing
         if stream.receiving:
             stream.on_reset(event.error_code)
