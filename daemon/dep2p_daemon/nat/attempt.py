@@ -65,6 +65,10 @@ class Prober(Protocol):
 class SimultaneousDialer(Protocol):
     """Connects from the listening TCP socket (`tcp.transport`)."""
 
+    def expect_simultaneous(self, address: Multiaddr, *, seconds: float) -> None:
+        """Keep what comes from `address` for a dial that begins the handshake."""
+        ...
+
     async def dial_simultaneously(
         self, address: Multiaddr, peer: PeerId, *, initiator: bool
     ) -> Connection:
@@ -213,6 +217,14 @@ class Attempt:
         self._swarm.events.publish(TrailChanged(trail))
 
     # Packets
+
+    def expect(self, addresses: Sequence[Multiaddr]) -> None:
+        """Be ready for a peer that gets our addresses now and connects before its SYNC is here."""
+        if self._tcp is None or self.trail.side is not Side.RECEIVER:
+            return
+        for address in addresses:
+            if address.transport == "tcp":
+                self._tcp.expect_simultaneous(address, seconds=self._settings.exchange_timeout)
 
     async def act(self, step: Step, *, window: float, dial_after: float = 0.0) -> bool:
         """Punch `step.addresses` until there is a direct connection, for `window` seconds.

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING
 from dep2p_daemon.errors import ProtocolViolationError
 from dep2p_daemon.muxed import read_message, write_message
 from dep2p_daemon.nat.dcutr import ActAt, Initiator, Receiver
-from dep2p_daemon.nat.dcutr_message import MAX_MESSAGE_BYTES, PROTOCOL, decode, encode
+from dep2p_daemon.nat.dcutr_message import (
+    MAX_MESSAGE_BYTES,
+    PROTOCOL,
+    MessageType,
+    decode,
+    encode,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection, Stream
     from dep2p_daemon.nat.dcutr import Action
+    from dep2p_daemon.nat.dcutr_message import DcutrMessage
     from dep2p_daemon.nat.nat_kind import NatKind
     from dep2p_daemon.swarm.swarm import Swarm
 
@@ -56,9 +63,17 @@ async def initiate(
 
 
 async def answer(
-    stream: Stream, own: Sequence[Multiaddr], own_nat: NatKind, *, timeout: float
+    stream: Stream,
+    own: Sequence[Multiaddr],
+    own_nat: NatKind,
+    *,
+    prepare: Callable[[DcutrMessage], None],
+    timeout: float,
 ) -> ActAt:
-    """Answer CONNECT, wait for SYNC, close the stream. Raises as `initiate`."""
+    """Answer CONNECT, wait for SYNC, close the stream. Raises as `initiate`.
+
+    `prepare` gets the peer's CONNECT before the peer gets ours, and can connect.
+    """
     now = asyncio.get_running_loop().time
     machine = Receiver(own, own_nat)
     act: ActAt | None = None
@@ -66,7 +81,10 @@ async def answer(
         async with asyncio.timeout(timeout):
             while act is None:
                 message = decode(await read_message(stream, MAX_MESSAGE_BYTES))
-                act = await _write(stream, machine.receive(message, now()))
+                actions = machine.receive(message, now())
+                if message.type is MessageType.CONNECT:
+                    prepare(message)
+                act = await _write(stream, actions)
             await stream.aclose()
             return act
     except TimeoutError:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from dep2p_daemon.multiaddr import Multiaddr
     from dep2p_daemon.muxed import Connection, Stream
     from dep2p_daemon.nat.address_watch import AddressWatch
+    from dep2p_daemon.nat.dcutr_message import DcutrMessage
     from dep2p_daemon.protocols.identify import Identify
     from dep2p_daemon.swarm.swarm import Swarm
 
@@ -411,10 +412,20 @@ class HolePuncher:
         await self._identify.wait_identified(stream.connection)
         await self._match_transports(attempt.peer)
         own = self._offer(attempt)
-        act = await answer(
-            stream, own, attempt.trail.own_nat, timeout=self._settings.exchange_timeout
+        accepted: tuple[Multiaddr, ...] = ()
+
+        def prepare(connect: DcutrMessage) -> None:
+            nonlocal accepted
+            accepted = attempt.judge(connect.addresses, connect.nat)
+            attempt.expect(self._usable(accepted))
+
+        await answer(
+            stream,
+            own,
+            attempt.trail.own_nat,
+            prepare=prepare,
+            timeout=self._settings.exchange_timeout,
         )
-        accepted = attempt.judge(act.addresses, act.nat)
         usable = self._usable(accepted)
         self._see_to_tcp(self._verdict(attempt, accepted), accepted)
         if usable:

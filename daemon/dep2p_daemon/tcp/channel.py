@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from dep2p_daemon.errors import ConnectionClosedError
 from dep2p_daemon.muxed import READ_CHUNK, Buffer, ByteChannel
+from dep2p_daemon.tcp.sockets import reset_at_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,8 +21,6 @@ RECEIVE_BYTES: Final = 256 * 1024
 
 _TCPI_RETRANSMITS: Final = 2
 """Where `struct tcp_info` (linux/tcp.h) has a byte that counts the timeouts in a row."""
-_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
-"""`struct linger`: on, for 0 seconds."""
 
 _receive_buffer: Final = memoryview(bytearray(RECEIVE_BYTES))
 """Shared by all sockets: what is in it is used up before the next one receives."""
@@ -132,7 +130,7 @@ class SocketChannel:
         if _is_unheard(self._sock):
             # The kernel would go on for minutes to send what is left, and meanwhile nobody could
             # connect between the same two ports again, as the punch of a new path has to.
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            reset_at_close(self._sock)
         self._sock.close()
 
     def _check(self) -> None:

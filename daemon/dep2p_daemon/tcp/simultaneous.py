@@ -6,7 +6,8 @@ If the two SYNs cross, TCP makes one connection of them (RFC 9293, section 3.5) 
 `connect` calls succeed. If one is early and gets through, it finds the other side's listening
 socket. So who connected and who accepted says nothing of who is to begin the handshake: that is
 agreed beforehand. A side that is to begin has to know its peer's connection when it is accepted,
-which `Crossings` does.
+which `Crossings` does, from the moment on when the peer may connect. A peer without such foresight
+waits on such a connection as we do; then `wait_begun` gives it up, for the next one to be made.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from dep2p_daemon.errors import PreconditionError, UnreachableError
-from dep2p_daemon.tcp.sockets import connect_from, socket_address
+from dep2p_daemon.tcp.sockets import connect_from, reset_at_close, socket_address
 
 if TYPE_CHECKING:
     import socket
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 RETRY_PAUSE: Final = 0.15
 """Seconds after a refused SYN; the other side may not have sent its own yet."""
 MAX_TRIES: Final = 30
+PATIENCE: Final = 2.0
+"""Seconds until who is to begin the handshake is heard: a round trip, and how far apart the two
+sides act."""
 
 
 class Crossings:
@@ -32,9 +36,34 @@ class Crossings:
 
     def __init__(self) -> None:
         self._expected: dict[tuple[str, int], asyncio.Future[socket.socket]] = {}
+        self._early: dict[tuple[str, int], asyncio.TimerHandle] = {}
+        """Ends those that no `connect` has taken over yet."""
+
+    def expect(self, address: Multiaddr, seconds: float) -> None:
+        """Keep what comes from `address` before our `connect` for it, for so long."""
+        where = _where(address)
+        if (timer := self._early.pop(where, None)) is not None:
+            timer.cancel()
+        elif where in self._expected:
+            return  # a dial that runs takes it
+        loop = asyncio.get_running_loop()
+        self._expected.setdefault(where, loop.create_future())
+        self._early[where] = loop.call_later(seconds, self._give_up, where)
+
+    def close(self) -> None:
+        """Expect nobody before a `connect` any more, and close what is kept."""
+        for where, timer in tuple(self._early.items()):
+            timer.cancel()
+            self._give_up(where)
+
+    def _give_up(self, where: tuple[str, int]) -> None:
+        del self._early[where]
+        kept = self._expected.pop(where)
+        kept.add_done_callback(_close_socket)
+        kept.cancel()
 
     def take(self, sock: socket.socket, name: tuple[str, int]) -> bool:
-        """Take an accepted socket that comes from where we are connecting to right now."""
+        """Take an accepted socket that comes from where we connect to, or are about to."""
         future = self._expected.get((name[0].partition("%")[0], name[1]))
         if future is None or future.done():
             return False
@@ -48,12 +77,12 @@ class Crossings:
             UnreachableError: it was refused again and again.
             PreconditionError: such a dial runs already.
         """
-        _, (host, port) = socket_address(address)
-        where = (host.partition("%")[0], port)
-        if where in self._expected:
+        where = _where(address)
+        if (timer := self._early.pop(where, None)) is not None:
+            timer.cancel()
+        elif where in self._expected:
             raise PreconditionError(f"{address} is being dialled already", reason="DIAL_RUNNING")
-        accepted: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
-        self._expected[where] = accepted
+        accepted = self._expected.setdefault(where, asyncio.get_running_loop().create_future())
         dial = asyncio.create_task(connect_repeatedly(address, source))
         chosen: asyncio.Future[socket.socket] = dial
         done = False
@@ -90,6 +119,37 @@ async def connect_repeatedly(address: Multiaddr, source: tuple[str, int]) -> soc
             reason="CONNECT_FAILED",
             address=address,
         ) from error
+
+
+async def wait_begun(sock: socket.socket, address: Multiaddr) -> None:
+    """Wait for the first byte of who is to begin; without any, or cancelled, close `sock`.
+
+    Raises:
+        UnreachableError: the peer took this connection for one that we begin on.
+    """
+    loop = asyncio.get_running_loop()
+    readable, begun = asyncio.Event(), False
+    loop.add_reader(sock, readable.set)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await readable.wait()
+        begun = True
+    except TimeoutError:
+        raise UnreachableError(
+            f"{address} accepted the connection and said nothing for {PATIENCE:g} s",
+            reason="HANDSHAKE_NOT_BEGUN",
+            address=address,
+        ) from None
+    finally:
+        loop.remove_reader(sock)
+        if not begun:
+            reset_at_close(sock)
+            sock.close()
+
+
+def _where(address: Multiaddr) -> tuple[str, int]:
+    _, (host, port) = socket_address(address)
+    return host.partition("%")[0], port
 
 
 def _close_socket(way: asyncio.Future[socket.socket]) -> None:

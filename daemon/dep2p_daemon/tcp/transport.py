@@ -26,7 +26,7 @@ from dep2p_daemon.muxed import CloseCode, Connection, Listener, ReceiveMemory, T
 from dep2p_daemon.tcp.admission import HalfOpen
 from dep2p_daemon.tcp.channel import SocketChannel
 from dep2p_daemon.tcp.settings import TcpSettings
-from dep2p_daemon.tcp.simultaneous import Crossings, connect_repeatedly
+from dep2p_daemon.tcp.simultaneous import Crossings, connect_repeatedly, wait_begun
 from dep2p_daemon.tcp.sockets import connect, listening_socket, multiaddr_of, socket_address
 from dep2p_daemon.tcp.upgrade import upgrade
 from dep2p_daemon.tcp.waiters import Waiters
@@ -209,6 +209,7 @@ class TcpTransport(Transport):
         traceback: TracebackType | None,
     ) -> None:
         self._is_open = False
+        self.crossings.close()
         try:
             for listener in self._listeners:
                 await listener.close()
@@ -238,6 +239,14 @@ class TcpTransport(Transport):
         except Dep2pError as error:
             raise _dial_error(error, address, peer) from error
 
+    def expect_simultaneous(self, address: Multiaddr, *, seconds: float) -> None:
+        """Keep the connection of a peer that may connect before `dial_simultaneously` is called.
+
+        For who begins the handshake, before the peer is told where to connect to.
+        """
+        if self._is_open:
+            self.crossings.expect(address.without_peer_id(), seconds)
+
     async def dial_simultaneously(
         self, address: Multiaddr, peer: PeerId, *, initiator: bool
     ) -> Connection:
@@ -260,6 +269,8 @@ class TcpTransport(Transport):
         # What comes to the listener from there is served by it, as by one who does not begin.
         connect_both_ways = self.crossings.connect if initiator else connect_repeatedly
         sock = await connect_both_ways(address, source)
+        if not initiator:
+            await wait_begun(sock, address)
         try:
             return await self.upgrade(sock, address, initiator=initiator, expected_peer=peer)
         except Dep2pError as error:

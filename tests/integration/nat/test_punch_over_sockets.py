@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +13,7 @@ from tests.circuit_nodes import ECHO, echo
 from dep2p_daemon.circuit.relay_client import RelayClient
 from dep2p_daemon.circuit.relay_server import RelayServer, RelayServerSettings
 from dep2p_daemon.circuit.transport import CircuitTransport
-from dep2p_daemon.errors import AuthenticationError, PreconditionError
+from dep2p_daemon.errors import AuthenticationError, PreconditionError, UnreachableError
 from dep2p_daemon.events import EventBus
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
@@ -27,12 +27,14 @@ from dep2p_daemon.quic.transport import QuicTransport
 from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.peerstore import Peerstore
 from dep2p_daemon.swarm.swarm import Swarm
+from dep2p_daemon.tcp import simultaneous
 from dep2p_daemon.tcp.transport import TcpTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from dep2p_daemon.events import Subscription
+    from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.muxed import Connection
 
 QUIC = Multiaddr.for_udp("127.0.0.1", 0)
@@ -60,8 +62,26 @@ class Node:
                 return event
 
 
+class LateTcp:
+    """Dials when the peer's connection has been here for a while, as a busy machine does."""
+
+    def __init__(self, tcp: TcpTransport) -> None:
+        self._tcp = tcp
+
+    def expect_simultaneous(self, address: Multiaddr, *, seconds: float) -> None:
+        self._tcp.expect_simultaneous(address, seconds=seconds)
+
+    async def dial_simultaneously(
+        self, address: Multiaddr, peer: PeerId, *, initiator: bool
+    ) -> Connection:
+        await asyncio.sleep(0.3)
+        return await self._tcp.dial_simultaneously(address, peer, initiator=initiator)
+
+
 @asynccontextmanager
-async def node(listen: Multiaddr, *, relay: bool = False) -> AsyncIterator[Node]:
+async def node(
+    listen: Multiaddr, *, relay: bool = False, late: bool = False
+) -> AsyncIterator[Node]:
     key, events = PrivateKey.generate(), EventBus()
     async with AsyncExitStack() as stack:
         seen = stack.enter_context(events.subscribe())
@@ -86,7 +106,12 @@ async def node(listen: Multiaddr, *, relay: bool = False) -> AsyncIterator[Node]
             )
             await stack.enter_async_context(
                 HolePuncher(
-                    swarm, identify, watch, prober=quic, tcp=tcp, is_public=anything_is_public
+                    swarm,
+                    identify,
+                    watch,
+                    prober=quic,
+                    tcp=LateTcp(tcp) if late else tcp,
+                    is_public=anything_is_public,
                 )
             )
         await swarm.listen([listen])
@@ -117,6 +142,22 @@ async def test_two_nodes_behind_a_relay_get_direct(listen: Multiaddr) -> None:
         await stream.write(b"Hello!")
         assert await stream.read() == b"Hello!"
         await stream.aclose()
+
+
+async def test_a_peer_that_connects_over_tcp_before_we_do_is_waited_for() -> None:
+    async with (
+        node(TCP, relay=True) as relay,
+        node(TCP, late=True) as a,
+        node(TCP) as b,
+    ):
+        await a.client.connect(relay.address)
+        await b.client.connect(relay.address)
+        circuit = relay.address / f"/p2p-circuit/p2p/{b.swarm.local_peer}"
+        await a.swarm.dial(b.swarm.local_peer, [circuit], policy=DialPolicy.RELAYED)
+        trail = (await b.ended()).trail
+        assert [(step.kind, step.outcome) for step in trail.steps] == [
+            (StepKind.PUNCH, Outcome.DIRECT)
+        ]
 
 
 async def test_a_probe_leaves_from_the_listening_socket() -> None:
@@ -229,3 +270,53 @@ async def test_a_dial_that_is_cancelled_expects_nobody_any_more() -> None:
                 async with asyncio.timeout(0.05):
                     await one.dial_simultaneously(where, one.local_peer, initiator=True)
         assert not one.crossings._expected
+
+
+async def test_a_connection_that_comes_before_the_dial_is_kept_for_it() -> None:
+    async with two_tcp() as (one, here, other, there):
+        one.expect_simultaneous(there, seconds=60)
+        server = asyncio.create_task(
+            other.dial_simultaneously(here, one.local_peer, initiator=False)
+        )
+        await one.crossings._expected[("127.0.0.1", there.port or 0)]
+        connection = await one.dial_simultaneously(there, other.local_peer, initiator=True)
+        assert connection.remote_peer == other.local_peer
+        assert (await server).direction is Direction.INBOUND
+        assert not one.crossings._expected
+        assert not one.crossings._early
+
+
+async def test_what_is_kept_for_a_dial_that_never_comes_is_closed() -> None:
+    async with two_tcp() as (one, here, other, there):
+        one.expect_simultaneous(there, seconds=60)
+        one.expect_simultaneous(there, seconds=0.05)
+        with pytest.raises(UnreachableError, match="closed the connection"):
+            await other.dial_simultaneously(here, one.local_peer, initiator=False)
+        assert not one.crossings._expected
+        one.expect_simultaneous(there, seconds=60)
+    assert not one.crossings._expected
+
+
+async def test_a_handshake_that_nobody_begins_makes_room_for_the_next_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The peer accepted before it expected us, so it takes us for who is to begin."""
+    monkeypatch.setattr(simultaneous, "PATIENCE", 0.05)
+    async with two_tcp() as (_one, _here, other, _there):
+        loop = asyncio.get_running_loop()
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            silent.setblocking(False)
+            where = Multiaddr.for_tcp("127.0.0.1", silent.getsockname()[1])
+            peer = PrivateKey.generate().peer_id
+            sources = set()
+            for _ in range(2):
+                with pytest.raises(UnreachableError) as caught:
+                    await other.dial_simultaneously(where, peer, initiator=False)
+                assert caught.value.reason == "HANDSHAKE_NOT_BEGUN"
+                accepted, source = await loop.sock_accept(silent)
+                sources.add(source)
+                with closing(accepted), pytest.raises(ConnectionResetError):
+                    await loop.sock_recv(accepted, 1)
+            assert sources == {("127.0.0.1", other._listeners[0].addresses[0].port)}
