@@ -287,6 +287,26 @@ async def test_a_goodbye_ends_what_is_just_being_mapped_too() -> None:
         assert it.router.mappings == {}
 
 
+@BOTH
+def test_a_goodbye_in_the_midst_of_the_first_mapping_ends_it(pcp: bool) -> None:
+    @virtual_time
+    async def run() -> None:
+        made = router()
+        made.pcp = pcp
+        made.on_map = lambda key, port: setattr(made, "answers_lost", True)
+        async with kept(made) as it:
+            await it.until(1)
+            assert it.keeper.client is None
+            assert len(made.mappings) == 1
+            it.running.cancel()
+            await asyncio.gather(it.running, return_exceptions=True)
+            made.answers_lost = False
+            await it.keeper.remove_all()
+            assert made.mappings == {}
+
+    run()
+
+
 @virtual_time
 async def test_what_does_not_change_is_logged_once() -> None:
     async with kept(router(), ports=(UDP,)) as it:

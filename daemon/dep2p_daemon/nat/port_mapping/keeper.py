@@ -205,6 +205,11 @@ class GatewayKeeper:
         except Dep2pError:
             self.retry_after = search.retry_after
             raise
+        except asyncio.CancelledError:
+            self.client = search.mapping  # so that `remove_all` ends what it may have made
+            if port in self._leases:
+                self._leases[port].asked = self._now()
+            raise
         self._take(port, granted)
         return self.client
 

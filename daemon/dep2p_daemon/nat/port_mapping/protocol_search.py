@@ -155,6 +155,8 @@ class ClientSearch:
         self._search = ProtocolSearch(self._clients)
         self._looks: dict[asyncio.Task[None], Protocol] = {}
         self._failures: dict[Protocol, Failure] = {}
+        self.mapping: Client | None = None
+        """What maps, or is about to; if the search is cancelled, it may have a mapping to end."""
 
     @property
     def retry_after(self) -> float:
@@ -203,7 +205,7 @@ class ClientSearch:
                 self._search.answered(protocol, self._now())
 
     async def _map(self, protocol: Protocol, port: Port, lifetime: int) -> Granted | None:
-        client = self._clients[protocol]
+        client = self.mapping = self._clients[protocol]
         try:
             answer = await client.map(port, lifetime, None)
         except (UnreachableError, ProtocolNotSupportedError) as error:
@@ -220,6 +222,7 @@ class ClientSearch:
     def _fail(self, protocol: Protocol, why: Failure) -> None:
         _log.debug("no port mapping", protocol=protocol.word, reason=why.reason)
         self._search.failed(protocol)
+        self.mapping = None
         self._failures[protocol] = why
 
     def _why(self) -> UnreachableError | ProtocolNotSupportedError:
