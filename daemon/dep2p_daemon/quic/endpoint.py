@@ -414,8 +414,10 @@ class Endpoint:
                 self.mark_dirty(item)
 
     def close(self, code: int, message: str) -> None:
-        """End all sessions and send the farewells."""
+        """End all sessions and send the farewells, as far as the socket takes them."""
         if self._sessions:
             for session in list(self._sessions):
                 session.close(code, message)
             self.flush()
+            for session in list(self._sessions):
+                self._remove(session, [], self.clock())

@@ -478,3 +478,15 @@ async def test_close_sends_its_farewells_at_once(wire: Any, make_node: MakeNode)
     wire.pump()
     assert theirs.is_closed
     assert (await ours.wait_closed()).code == CloseCode.SHUTDOWN
+
+
+async def test_a_close_while_the_socket_is_full_leaves_nothing_behind(
+    wire: Any, make_node: MakeNode
+) -> None:
+    server, client = make_node().listen(), make_node()
+    _, theirs = connect(wire, client, server)
+    server.is_blocked = True
+    server.endpoint.close(CloseCode.SHUTDOWN, "good night")
+    assert theirs.is_closed
+    assert not server.endpoint.sessions
+    assert not server.context.sessions  # the cap counts them, for other sockets as well
