@@ -14,7 +14,7 @@ aioquic (https://www.rfc-editor.org/rfc/rfc9000 and its companions, sans-IO) is 
 - pacing suits asyncio's timers, and a send pass is bounded;
 - an acknowledgement can go out at the end of a batch instead of a millisecond later;
 - datagrams grow beyond 1200 bytes only after a probe of that size got through (RFC 8899);
-- the pieces in which a stream arrives are bounded (`fragments.py`), and so is what is kept of
+- the pieces in which a stream arrives are bounded (`stream_ranges.py`), and so is what is kept of
   one that is sent;
 - who acknowledges what was never sent is found out.
 
@@ -44,7 +44,6 @@ from typing_extensions import override
 from dep2p_daemon.quic.after_handshake import discard_handshake, share_handlers
 from dep2p_daemon.quic.bulk_receive import receive_bulk
 from dep2p_daemon.quic.bulk_send import MAX_STOCK_DATAGRAM
-from dep2p_daemon.quic.fragments import bound_fragments
 from dep2p_daemon.quic.mtu_probe import build_mtu_probe
 from dep2p_daemon.quic.one_rtt_keys import OneRttKeys
 from dep2p_daemon.quic.pacer import BurstPacer
@@ -52,6 +51,7 @@ from dep2p_daemon.quic.packet_counters import PacketCounters
 from dep2p_daemon.quic.path_mtu import BASE_SIZE, PathMtu
 from dep2p_daemon.quic.recovery import BulkRecovery
 from dep2p_daemon.quic.send_pass import send_pass
+from dep2p_daemon.quic.stream_ranges import Fragments, bound_ranges
 
 if TYPE_CHECKING:
     from aioquic._buffer import Buffer
@@ -137,7 +137,7 @@ class AioquicConnection(StockConnection):
         # P-384 and X448 shares cost as much as the rest of the handshake and nobody needs them.
         self.tls._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]
         for stream in self._crypto_streams.values():
-            bound_fragments(stream)
+            bound_ranges(stream)
 
     @property
     def peer_certificates(self) -> list[x509.Certificate]:
@@ -395,7 +395,7 @@ class AioquicConnection(StockConnection):
         known = len(self._streams_queue)
         stream = super()._get_or_create_stream(frame_type, stream_id)
         for new in self._streams_queue[known:]:
-            bound_fragments(new)
+            bound_ranges(new)
         return stream
 
     @override
@@ -403,7 +403,7 @@ class AioquicConnection(StockConnection):
         known = len(self._streams_queue)
         stream = super()._get_or_create_stream_for_send(stream_id)
         for new in self._streams_queue[known:]:
-            bound_fragments(new)
+            bound_ranges(new)
         return stream
 
     def knows_stream(self, stream_id: int) -> bool:
@@ -465,8 +465,7 @@ class AioquicConnection(StockConnection):
         stream = self._streams.get(stream_id)
         if stream is None:
             return 0
-        stream.receiver._buffer = bytearray()
-        bound_fragments(stream)
+        stream.receiver._buffer, stream.receiver._ranges = bytearray(), Fragments()
         return stream.receiver.highest_offset - delivered
 
     def raise_connection_limit(self, limit: int) -> None:

@@ -15,8 +15,8 @@ from tests.unit.quic.steady import PEER, SUITES, PeerSeal, steady_connection, st
 
 from dep2p_daemon.errors import StreamResetError
 from dep2p_daemon.quic.bulk_send import encode_varint
-from dep2p_daemon.quic.fragments import BYTES_PER_FRAGMENT, FREE_FRAGMENTS, Fragments
 from dep2p_daemon.quic.settings import KIB
+from dep2p_daemon.quic.stream_ranges import BYTES_PER_FRAGMENT, FREE_FRAGMENTS, SortedRanges
 
 MakeNode = Callable[..., Any]
 SUITE = SUITES[0]
@@ -38,12 +38,22 @@ def error_code(connection: Any) -> int | None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=40))
-def test_fragments_are_ranges_as_ever(pieces: list[tuple[int, int]]) -> None:
-    fragments, stock = Fragments(), RangeSet()
+def test_sorted_ranges_are_ranges_as_ever(pieces: list[tuple[int, int]]) -> None:
+    ours, stock = SortedRanges(), RangeSet()
     for start, size in pieces:
-        fragments.add(start, start + size)
+        ours.add(start, start + size)
         stock.add(start, start + size)
-    assert fragments == stock
+    assert ours == stock
+
+
+def test_all_ranges_that_a_peer_can_make_many_of_are_sorted() -> None:
+    connection = steady()
+    connection.receive_batch([PeerSeal(SUITE).packet(0, stream_frame(5, 0, b"x"))], PEER, 1.0)
+    streams = [*connection._streams.values(), *connection._crypto_streams.values()]
+    assert {stream.stream_id for stream in streams} == {0, 1, 5, None}
+    for stream in streams:
+        for ranges in (stream.receiver._ranges, stream.sender._acked, stream.sender._pending):
+            assert isinstance(ranges, SortedRanges)
 
 
 @pytest.mark.parametrize("fast_path", [True, False])

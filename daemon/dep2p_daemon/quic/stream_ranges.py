@@ -1,8 +1,8 @@
-"""What arrived of a stream beyond a gap, without what hostile senders make of it.
+"""Which pieces of a stream arrived or were acknowledged, whatever a hostile peer makes of them.
 
-aioquic looks through all ranges for each frame, and keeps as many as there are: a peer that sends
-every other byte makes a kilobyte of credit cost a hundred, and each further packet seconds
-(RFC 9000 section 21.6).
+aioquic looks through all pieces for each new one, and keeps as many as there are: a peer that sends
+every other byte makes a kilobyte of credit cost a hundred, and the next packet seconds; one that
+acknowledges every other packet costs as much time (RFC 9000 sections 21.4, 21.6).
 """
 
 from __future__ import annotations
@@ -28,8 +28,22 @@ what a range takes. Lost packets leave far fewer."""
 _start, _stop = attrgetter("start"), attrgetter("stop")
 
 
-class Fragments(RangeSet):
-    """The ranges of one stream that arrived and wait for what comes before them."""
+class SortedRanges(RangeSet):
+    """A range set that finds where a range belongs by halves."""
+
+    @override
+    def add(self, start: int, stop: int | None = None) -> None:
+        private: Any = self
+        ranges: list[range] = private._RangeSet__ranges
+        stop = start + 1 if stop is None else stop
+        first, last = bisect_left(ranges, start, key=_stop), bisect_right(ranges, stop, key=_start)
+        if first < last:  # they touch
+            start, stop = min(start, ranges[first].start), max(stop, ranges[last - 1].stop)
+        ranges[first:last] = [range(start, stop)]
+
+
+class Fragments(SortedRanges):
+    """What arrived of one stream and waits for what comes before it."""
 
     @override
     def add(self, start: int, stop: int | None = None) -> None:
@@ -38,16 +52,10 @@ class Fragments(RangeSet):
         Raises:
             QuicConnectionError: the pieces are too many and too small.
         """
-        private: Any = self
-        ranges: list[range] = private._RangeSet__ranges
-        stop = start + 1 if stop is None else stop
-        first, last = bisect_left(ranges, start, key=_stop), bisect_right(ranges, stop, key=_start)
-        if first < last:  # they touch
-            start, stop = min(start, ranges[first].start), max(stop, ranges[last - 1].stop)
-        ranges[first:last] = [range(start, stop)]
-        if len(ranges) > FREE_FRAGMENTS:
-            spanned = ranges[-1].stop - ranges[0].start
-            if len(ranges) > FREE_FRAGMENTS + spanned // BYTES_PER_FRAGMENT:
+        super().add(start, stop)
+        if len(self) > FREE_FRAGMENTS:
+            spanned = self[-1].stop - self[0].start
+            if len(self) > FREE_FRAGMENTS + spanned // BYTES_PER_FRAGMENT:
                 raise QuicConnectionError(
                     error_code=QuicErrorCode.INTERNAL_ERROR,
                     frame_type=QuicFrameType.PADDING,
@@ -55,6 +63,7 @@ class Fragments(RangeSet):
                 )
 
 
-def bound_fragments(stream: QuicStream) -> None:
-    """Bound what a new stream costs."""
+def bound_ranges(stream: QuicStream) -> None:
+    """Bound what the pieces of a new stream cost."""
     stream.receiver._ranges = Fragments()
+    stream.sender._acked, stream.sender._pending = SortedRanges(), SortedRanges()
