@@ -7,7 +7,7 @@ If the two SYNs cross, TCP makes one connection of them (RFC 9293, section 3.5) 
 socket. So who connected and who accepted says nothing of who is to begin the handshake: that is
 agreed beforehand. A side that is to begin has to know its peer's connection when it is accepted,
 which `Crossings` does, from the moment on when the peer may connect. A peer without such foresight
-waits on such a connection as we do; then `wait_begun` gives it up, for the next one to be made.
+waits on such a connection as we do; after `PATIENCE` it is given up, for the next one to be made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from dep2p_daemon.errors import PreconditionError, UnreachableError
-from dep2p_daemon.tcp.sockets import connect_from, reset_at_close, socket_address
+from dep2p_daemon.tcp.sockets import connect_from, socket_address
 
 if TYPE_CHECKING:
     import socket
@@ -27,8 +27,8 @@ RETRY_PAUSE: Final = 0.15
 """Seconds after a refused SYN; the other side may not have sent its own yet."""
 MAX_TRIES: Final = 30
 PATIENCE: Final = 2.0
-"""Seconds until who is to begin the handshake is heard: a round trip, and how far apart the two
-sides act."""
+"""Seconds that who is to begin the handshake has for it: a round trip or two, and by how much the
+two sides act apart."""
 
 
 class Crossings:
@@ -119,32 +119,6 @@ async def connect_repeatedly(address: Multiaddr, source: tuple[str, int]) -> soc
             reason="CONNECT_FAILED",
             address=address,
         ) from error
-
-
-async def wait_begun(sock: socket.socket, address: Multiaddr) -> None:
-    """Wait for the first byte of who is to begin; without any, or cancelled, close `sock`.
-
-    Raises:
-        UnreachableError: the peer took this connection for one that we begin on.
-    """
-    loop = asyncio.get_running_loop()
-    readable, begun = asyncio.Event(), False
-    loop.add_reader(sock, readable.set)
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await readable.wait()
-        begun = True
-    except TimeoutError:
-        raise UnreachableError(
-            f"{address} accepted the connection and said nothing for {PATIENCE:g} s",
-            reason="HANDSHAKE_NOT_BEGUN",
-            address=address,
-        ) from None
-    finally:
-        loop.remove_reader(sock)
-        if not begun:
-            reset_at_close(sock)
-            sock.close()
 
 
 def _where(address: Multiaddr) -> tuple[str, int]:

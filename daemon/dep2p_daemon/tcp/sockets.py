@@ -36,9 +36,6 @@ _BIND_REMEDIES: Final = {
     errno.EACCES: "use a port above 1023, or grant CAP_NET_BIND_SERVICE",
 }
 
-_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
-"""`struct linger`: on, for 0 seconds."""
-
 _CONNECT_FAILURES: Final = {
     errno.ECONNREFUSED: ("CONNECTION_REFUSED", "check that the peer runs and listens on this port"),
     errno.EHOSTUNREACH: ("NO_ROUTE", "check the address and this machine's network"),
@@ -156,9 +153,10 @@ async def _connect(
     return sock
 
 
-def reset_at_close(sock: socket.socket) -> None:
+def reset_at_close(sock: socket.socket, *, on: bool = True) -> None:
     """Have `close` end the connection at once: its two ports are free for another one then."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+    linger = struct.pack("ii", on, 0)  # `struct linger`: for 0 seconds
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 def _text(error: OSError) -> str:

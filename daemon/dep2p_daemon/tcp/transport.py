@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
@@ -26,8 +27,14 @@ from dep2p_daemon.muxed import CloseCode, Connection, Listener, ReceiveMemory, T
 from dep2p_daemon.tcp.admission import HalfOpen
 from dep2p_daemon.tcp.channel import SocketChannel
 from dep2p_daemon.tcp.settings import TcpSettings
-from dep2p_daemon.tcp.simultaneous import Crossings, connect_repeatedly, wait_begun
-from dep2p_daemon.tcp.sockets import connect, listening_socket, multiaddr_of, socket_address
+from dep2p_daemon.tcp.simultaneous import PATIENCE, Crossings, connect_repeatedly
+from dep2p_daemon.tcp.sockets import (
+    connect,
+    listening_socket,
+    multiaddr_of,
+    reset_at_close,
+    socket_address,
+)
 from dep2p_daemon.tcp.upgrade import upgrade
 from dep2p_daemon.tcp.waiters import Waiters
 
@@ -269,12 +276,20 @@ class TcpTransport(Transport):
         # What comes to the listener from there is served by it, as by one who does not begin.
         connect_both_ways = self.crossings.connect if initiator else connect_repeatedly
         sock = await connect_both_ways(address, source)
-        if not initiator:
-            await wait_begun(sock, address)
+        reset_at_close(sock)  # a handshake that fails leaves the ports to the next connection
         try:
-            return await self.upgrade(sock, address, initiator=initiator, expected_peer=peer)
+            connection = await self.upgrade(
+                sock,
+                address,
+                initiator=initiator,
+                expected_peer=peer,
+                patience=None if initiator else PATIENCE,
+            )
         except Dep2pError as error:
             raise _dial_error(error, address, peer) from error
+        with suppress(OSError):  # closed already
+            reset_at_close(sock, on=False)
+        return connection
 
     @override
     async def listen(self, address: Multiaddr) -> Listener:
@@ -291,8 +306,12 @@ class TcpTransport(Transport):
         *,
         initiator: bool,
         expected_peer: PeerId | None,
+        patience: float | None = None,
     ) -> Connection:
-        """Make a connection of a connected socket, which is closed on any error."""
+        """Make a connection of a connected socket, which is closed on any error.
+
+        `patience` is for `upgrade.upgrade`.
+        """
         try:
             self._check_open()
             local = multiaddr_of(sock.getsockname())
@@ -315,6 +334,7 @@ class TcpTransport(Transport):
                 remote_address=remote,
                 settings=self.settings,
                 memory=self.memory,
+                patience=patience,
             )
         finally:
             self._upgrading.discard(channel)

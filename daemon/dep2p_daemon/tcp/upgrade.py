@@ -8,9 +8,10 @@ not, the muxer by multistream-select inside Noise. The same on TCP and on a stre
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
-from dep2p_daemon.errors import AuthenticationError
+from dep2p_daemon.errors import AuthenticationError, UnreachableError
 from dep2p_daemon.multistream import handle, select
 from dep2p_daemon.muxed import ByteChannel, Direction, ReceiveMemory
 from dep2p_daemon.tcp.channel import bulk
@@ -21,8 +22,6 @@ from dep2p_daemon.tcp.yamux import YAMUX_PROTOCOL
 from dep2p_daemon.tcp.yamux_connection import YamuxConnection
 
 if TYPE_CHECKING:
-    import asyncio
-
     from dep2p_daemon.identity.keys import PrivateKey
     from dep2p_daemon.identity.peer_id import PeerId
     from dep2p_daemon.multiaddr import Multiaddr
@@ -44,14 +43,17 @@ async def upgrade(
     limits: CircuitLimits | None = None,
     settings: TcpSettings | None = None,
     memory: ReceiveMemory | None = None,
+    patience: float | None = None,
 ) -> Connection:
     """Secure and multiplex `channel`, and own it from here on.
 
     The connection's tasks run in `task_group`; its end ends the channel. `memory` bounds the
-    unread bytes of all connections that share it. The caller sets the deadline
+    unread bytes of all connections that share it. `patience` is the time in seconds until we know
+    that the peer wants Noise, for where it may wait for us as well. The caller sets the deadline
     (`asyncio.timeout`); on any error, and when cancelled, the channel is aborted.
 
     Raises:
+        UnreachableError: the peer did not begin in time.
         AuthenticationError: the peer did not prove its identity, or is not `expected_peer`.
         ProtocolNotSupportedError: it speaks another security or muxer than ours.
         ProtocolViolationError: it broke one of the protocols.
@@ -59,7 +61,14 @@ async def upgrade(
     """
     settings = settings or TcpSettings()
     try:
-        await _negotiate(channel, NOISE_PROTOCOL, initiator)
+        try:
+            async with asyncio.timeout(patience):
+                await _negotiate(channel, NOISE_PROTOCOL, initiator)
+        except TimeoutError:
+            raise UnreachableError(
+                f"the peer did not begin the handshake in {patience:g} s",
+                reason="HANDSHAKE_NOT_BEGUN",
+            ) from None
         secured = await secure(
             bulk(channel),
             key=key,

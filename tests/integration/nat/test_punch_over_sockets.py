@@ -27,7 +27,7 @@ from dep2p_daemon.quic.transport import QuicTransport
 from dep2p_daemon.swarm.dialing import DialPolicy
 from dep2p_daemon.swarm.peerstore import Peerstore
 from dep2p_daemon.swarm.swarm import Swarm
-from dep2p_daemon.tcp import simultaneous
+from dep2p_daemon.tcp import transport
 from dep2p_daemon.tcp.transport import TcpTransport
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 QUIC = Multiaddr.for_udp("127.0.0.1", 0)
 TCP = Multiaddr.for_tcp("127.0.0.1", 0)
+HEADER = b"\x13/multistream/1.0.0\n"
 
 
 def anything_is_public(address: Multiaddr) -> bool:
@@ -290,8 +291,9 @@ async def test_what_is_kept_for_a_dial_that_never_comes_is_closed() -> None:
     async with two_tcp() as (one, here, other, there):
         one.expect_simultaneous(there, seconds=60)
         one.expect_simultaneous(there, seconds=0.05)
-        with pytest.raises(UnreachableError, match="closed the connection"):
+        with pytest.raises(UnreachableError) as caught:
             await other.dial_simultaneously(here, one.local_peer, initiator=False)
+        assert caught.value.reason != "HANDSHAKE_NOT_BEGUN"  # it was told before
         assert not one.crossings._expected
         one.expect_simultaneous(there, seconds=60)
     assert not one.crossings._expected
@@ -300,23 +302,39 @@ async def test_what_is_kept_for_a_dial_that_never_comes_is_closed() -> None:
 async def test_a_handshake_that_nobody_begins_makes_room_for_the_next_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The peer accepted before it expected us, so it takes us for who is to begin."""
-    monkeypatch.setattr(simultaneous, "PATIENCE", 0.05)
-    async with two_tcp() as (_one, _here, other, _there):
+    """The peer accepted before it expected us, so each takes the other for who is to begin."""
+    monkeypatch.setattr(transport, "PATIENCE", 0.05)
+    async with two_tcp() as (one, here, other, there):
+        with pytest.raises(UnreachableError) as caught:
+            await other.dial_simultaneously(here, one.local_peer, initiator=False)
+        assert caught.value.reason == "HANDSHAKE_NOT_BEGUN"
+        one.expect_simultaneous(there, seconds=60)
+        server = asyncio.create_task(
+            other.dial_simultaneously(here, one.local_peer, initiator=False)
+        )
+        await one.dial_simultaneously(there, other.local_peer, initiator=True)
+        assert (await server).remote_address == here
+
+
+async def test_a_crossing_that_fails_leaves_its_ports_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "PATIENCE", 0.05)
+    async with two_tcp() as (_one, _here, other, there):
         loop = asyncio.get_running_loop()
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen()
             silent.setblocking(False)
             where = Multiaddr.for_tcp("127.0.0.1", silent.getsockname()[1])
-            peer = PrivateKey.generate().peer_id
-            sources = set()
             for _ in range(2):
-                with pytest.raises(UnreachableError) as caught:
-                    await other.dial_simultaneously(where, peer, initiator=False)
-                assert caught.value.reason == "HANDSHAKE_NOT_BEGUN"
+                with pytest.raises(UnreachableError):
+                    await other.dial_simultaneously(
+                        where, PrivateKey.generate().peer_id, initiator=False
+                    )
                 accepted, source = await loop.sock_accept(silent)
-                sources.add(source)
-                with closing(accepted), pytest.raises(ConnectionResetError):
-                    await loop.sock_recv(accepted, 1)
-            assert sources == {("127.0.0.1", other._listeners[0].addresses[0].port)}
+                assert source == ("127.0.0.1", there.port)
+                with closing(accepted):
+                    assert await loop.sock_recv(accepted, 100) == HEADER
+                    with pytest.raises(ConnectionResetError):
+                        await loop.sock_recv(accepted, 100)
