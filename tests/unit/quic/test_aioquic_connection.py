@@ -32,6 +32,7 @@ from dep2p_daemon.quic.libp2p_tls import prove_peer
 from dep2p_daemon.quic.pacer import PASS_PACKETS, BurstPacer
 from dep2p_daemon.quic.recovery import BulkRecovery
 from dep2p_daemon.quic.settings import KIB, MIB, QuicSettings
+from dep2p_daemon.quic.streams_connection import StreamsConnection
 
 MakeNode = Callable[..., Any]
 
@@ -54,11 +55,11 @@ def connect(wire: Any, client: Any, server: Any) -> Any:
         (CubicControl, CubicCongestionControl, "on_rtt_measurement"),
         (AioquicConnection, StockConnection, "_initialize"),
         (AioquicConnection, StockConnection, "_replenish_connection_ids"),
-        (AioquicConnection, StockConnection, "_get_or_create_stream"),
-        (AioquicConnection, StockConnection, "_get_or_create_stream_for_send"),
+        (StreamsConnection, StockConnection, "_get_or_create_stream"),
+        (StreamsConnection, StockConnection, "_get_or_create_stream_for_send"),
         (AioquicConnection, StockConnection, "_handle_ack_frame"),
-        (AioquicConnection, StockConnection, "_write_stream_limits"),
-        (AioquicConnection, StockConnection, "_write_connection_limits"),
+        (StreamsConnection, StockConnection, "_write_stream_limits"),
+        (StreamsConnection, StockConnection, "_write_connection_limits"),
         (BulkRecovery, QuicPacketRecovery, "reschedule_data"),
         (BulkRecovery, QuicPacketRecovery, "_on_packets_lost"),
         (BurstPacer, QuicPacketPacer, "next_send_time"),
