@@ -11,9 +11,7 @@ connection ends all of it, whichever way it came. `trail.py` records each step.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
@@ -25,7 +23,9 @@ from dep2p_daemon.nat.candidates import CandidateFilter, CandidateLimits, is_pub
 from dep2p_daemon.nat.dcutr import MAX_ROUNDS, PunchRole, initiator_role
 from dep2p_daemon.nat.dcutr_message import PROTOCOL
 from dep2p_daemon.nat.exchange import answer, initiate
+from dep2p_daemon.nat.network_news import changed_within
 from dep2p_daemon.nat.punch_settings import PunchSettings, RoundLimiter
+from dep2p_daemon.nat.reversal import dial_advertised
 from dep2p_daemon.nat.trail import (
     Outcome,
     Reason,
@@ -37,7 +37,6 @@ from dep2p_daemon.nat.trail import (
 )
 from dep2p_daemon.nat.verdict import verdict
 from dep2p_daemon.swarm.dialing import DialPolicy
-from dep2p_daemon.swarm.events import NetworkChanged, PeerIdentified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -218,7 +217,7 @@ class HolePuncher:
             else:
                 _log.debug("direct upgrade put off", peer=str(peer), reason=refusal)
             if self._direct(peer) is None and delays:
-                if await self._changed_within(peer, delays[min(failures, len(delays) - 1)]):
+                if await changed_within(self._swarm, peer, delays[min(failures, len(delays) - 1)]):
                     failures = 0
                     # Until both sides have learnt how they look from outside now.
                     await asyncio.sleep(self._settings.change_settle)
@@ -226,20 +225,6 @@ class HolePuncher:
                     failures += 1
             elif not delays:
                 return
-
-    async def _changed_within(self, peer: PeerId, seconds: float) -> bool:
-        """Wait; return True at once when the peer's or our own way to the network changes."""
-        known = _places(self._swarm, peer)
-        with self._swarm.events.subscribe() as events, suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while True:
-                    event = await events.next()
-                    if isinstance(event, NetworkChanged) and event.online:
-                        return True
-                    identified = isinstance(event, PeerIdentified) and event.peer_id == peer
-                    if identified and not _places(self._swarm, peer) <= known:
-                        return True
-        return False
 
     async def _attempt(self, connection: Connection) -> None:
         attempt = self._begin(connection, Side.INITIATOR)
@@ -261,7 +246,7 @@ class HolePuncher:
         )
         if not identified:
             return Reason.NOT_IDENTIFIED
-        dial = self._dial_advertised(attempt)
+        dial = dial_advertised(self._swarm, attempt, timeout=self._settings.dial_timeout)
         if dial is None:
             reason = await self._punch(attempt, connection)
         else:
@@ -278,46 +263,6 @@ class HolePuncher:
     def _head_start(self, connection: Connection) -> float:
         rtt = connection.rtt or ASSUMED_RTT
         return max(self._settings.dial_head_start, ROUND_TRIPS_OF_HEAD_START * rtt)
-
-    def _dial_advertised(self, attempt: Attempt) -> asyncio.Task[None] | None:
-        """Start a plain dial of what the peer advertises ("connection reversal")."""
-        known = self._swarm.peerstore.addresses(attempt.peer)
-        # Judged apart: where the peer was yesterday must not use up the room of where it is now.
-        judged = attempt.candidates.anew().judge(known)
-        addresses = [one.address for one in judged if one.rejection is None]
-        if not addresses or attempt.direct.done() or attempt.ended.is_set():
-            return None
-        return attempt.spawn(self._dial(attempt, addresses))
-
-    async def _dial(self, attempt: Attempt, addresses: Sequence[Multiaddr]) -> None:
-        step = Step(
-            kind=StepKind.DIRECT_DIAL,
-            number=0,
-            role=None,
-            addresses=tuple(addresses),
-            started_at=time.time(),
-        )
-        attempt.record_step(step)
-        began = time.monotonic()
-        outcome, detail = Outcome.ABANDONED, ""
-        try:
-            attempt.found(
-                await self._swarm.dial(
-                    attempt.peer,
-                    addresses,
-                    policy=DialPolicy.DIRECT,
-                    timeout=self._settings.dial_timeout,
-                )
-            )
-            outcome = Outcome.DIRECT
-        except Dep2pError as error:
-            outcome, detail = Outcome.FAILED, error.message
-        finally:
-            if attempt.trail.running:
-                duration = time.monotonic() - began
-                attempt.record_step(
-                    dataclasses.replace(step, duration=duration, outcome=outcome, detail=detail)
-                )
 
     async def _punch(self, attempt: Attempt, connection: Connection) -> Reason:
         """Run up to three rounds, each with fresh CONNECT and SYNC."""
@@ -476,11 +421,6 @@ def _round(
         started_at=time.time(),
         rtt=rtt,
     )
-
-
-def _places(swarm: Swarm, peer: PeerId) -> frozenset[Multiaddr]:
-    """Where a peer says it is, circuits apart."""
-    return frozenset(a for a in swarm.peerstore.addresses(peer) if not a.is_circuit)
 
 
 def _circuits(swarm: Swarm) -> list[Multiaddr]:
