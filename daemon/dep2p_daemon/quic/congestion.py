@@ -78,6 +78,8 @@ class CubicControl(RunCongestionControl):
         self._active_at = math.inf
         """When something was last sent or acknowledged."""
         self._judged_at = -math.inf
+        self._timed_until = -math.inf
+        """Up to when the curve's clock ran, or was stopped."""
         self._in_flight = 0
         """Bytes, when the last acknowledgement came."""
         self._is_used = True
@@ -109,6 +111,8 @@ class CubicControl(RunCongestionControl):
     @override
     def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
         self._active_at = packet.sent_time or 0.0
+        if not self.bytes_in_flight:
+            self._stop_clock(self._active_at)
         self.bytes_in_flight += packet.sent_bytes
 
     @override
@@ -186,8 +190,13 @@ class CubicControl(RunCongestionControl):
             in_flight * 2 >= window if self.in_slow_start else in_flight * 4 >= window * 3
         )
         if not self._is_used:
-            self._cubic.pause(now - self._judged_at)
-        self._judged_at = now
+            self._stop_clock(now)
+        self._judged_at = self._timed_until = now
+
+    def _stop_clock(self, now: float) -> None:
+        """Nobody used the window until `now`, since it was last judged or all was acknowledged."""
+        self._cubic.pause(now - self._timed_until)
+        self._timed_until = now
 
     def _settle(self) -> None:
         """Take what was sent for the window: slow start is ahead of it, as pacing holds it back."""

@@ -129,6 +129,19 @@ def test_time_stands_still_while_nobody_uses_the_window(flow: Flow) -> None:
     assert flow.window == pytest.approx(twin.window, rel=0.02)
 
 
+def test_nor_does_it_pass_between_bursts_that_fill_the_window(flow: Flow) -> None:
+    twin = Flow()
+    for each in (flow, twin):
+        each.control.congestion_window = each.control.ssthresh = 100 * SIZE
+        each.trip(lost=1)
+        each.trip()
+    for _ in range(20):
+        flow.now += IDLE_SECONDS * 0.9
+        flow.trip()
+        twin.trip()
+    assert flow.window == pytest.approx(twin.window, rel=0.02)
+
+
 def test_losses_that_last_begin_again_at_two_packets(flow: Flow) -> None:
     for _ in range(4):
         flow.trip()
