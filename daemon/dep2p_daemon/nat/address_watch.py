@@ -237,7 +237,8 @@ class AddressWatch:
                 timeout=self._settings.tcp_timeout,
             )
             await asyncio.sleep(seconds)
-            await connection.close()
+            # A relay may have sent us a circuit over it meanwhile.
+            self._swarm.retire(connection)
         except Dep2pError as error:
             _log.debug("no further observer", peer=str(peer), error=error.message)
 

@@ -256,7 +256,7 @@ class Netcheck:
                     collecting.cancel()
         finally:
             for connection in extra:
-                await connection.close(CloseCode.NONE, "checked")
+                self._swarm.retire(connection, CloseCode.NONE, "checked")
         return tuple(found.values())
 
     async def _collect(self, events: Subscription, found: dict[str, Seen]) -> None:

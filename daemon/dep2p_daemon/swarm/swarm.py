@@ -365,7 +365,7 @@ class Swarm:
             self._refuse(connection, CloseCode.RESOURCE_LIMIT_EXCEEDED, error.metadata["limit"])
             raise
         for twin in self._table.add(connection, wanted=wanted):
-            self.spawn(self._end_twin(twin.connection))
+            self.retire(twin.connection, CloseCode.SUPPLANTED, "supplanted by a simultaneous dial")
         self._dialer.backoff.succeeded(peer)
         self.peerstore.seen(peer)
         task = _start(self._tasks, self._serve(connection))
@@ -470,12 +470,18 @@ class Swarm:
             self._refused, self._refusal_logged = 0, now
         self.spawn(connection.close(code, reason))
 
-    async def _end_twin(self, connection: Connection) -> None:
+    def retire(
+        self, connection: Connection, code: CloseCode = CloseCode.NONE, message: str = ""
+    ) -> None:
+        """Close a connection soon, but not while anything runs over it, the peer's circuits too."""
+        self.spawn(self._retire(connection, code, message))
+
+    async def _retire(self, connection: Connection, code: CloseCode, message: str) -> None:
         while not connection.is_closed:
             idle = not connection.streams
             await asyncio.sleep(self._settings.supplanted_linger)
             if idle and not connection.streams:
-                await connection.close(CloseCode.SUPPLANTED, "supplanted by a simultaneous dial")
+                await connection.close(code, message)
 
     # -------------------------------------------------------------- streams
 

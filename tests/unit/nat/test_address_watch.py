@@ -19,6 +19,7 @@ from dep2p_daemon.swarm.events import NetworkChange, NetworkChanged, PeerIdentif
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from dep2p_daemon.muxed import Stream
     from dep2p_daemon.swarm.swarm import Swarm
 
 MAPPED = Multiaddr.for_udp("45.8.2.101", 30001)
@@ -153,6 +154,32 @@ async def test_a_lone_observer_is_asked_at_its_other_address_until_the_mapping_i
         watch.learn_mapping()
         await asyncio.sleep(10)
         assert dials() == 1
+
+
+async def read_all(stream: Stream) -> None:
+    while await stream.read():
+        pass
+
+
+@virtual_time
+async def test_what_runs_over_a_connection_made_for_a_question_is_not_cut() -> None:
+    network = MemoryNetwork()
+    async with watched(network) as (watch, made):
+        other = Multiaddr.for_udp("198.51.100.2", 4001)
+        await made[OBSERVER].listen([other])
+        await told(made, OBSERVER, MAPPED)
+        await asyncio.sleep(1)  # identify tells the other address
+        before = set(made[US].connections(peer(OBSERVER)))
+        watch.learn_mapping()
+        await asyncio.sleep(0.5)
+        (extra,) = set(made[US].connections(peer(OBSERVER))) - before
+        made[OBSERVER].set_handler("/circuit", read_all)
+        stream = await made[US].open_stream(peer(OBSERVER), ["/circuit"], connection=extra)
+        await asyncio.sleep(60)
+        assert not extra.is_closed
+        stream.reset()
+        await asyncio.sleep(10)
+        assert extra.is_closed
 
 
 @virtual_time
