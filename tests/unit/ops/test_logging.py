@@ -4,27 +4,13 @@ import io
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytest
 import structlog
 
 from dep2p_daemon.identity.keys import PrivateKey
 from dep2p_daemon.multiaddr import Multiaddr
 from dep2p_daemon.ops.logging import configure_logging
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def configured(**settings: Any) -> io.StringIO:
